@@ -1,0 +1,1 @@
+"""Frozen, validated settings of batchd, read once from a YAML file and the environment."""

@@ -1,0 +1,1 @@
+"""Pure scheduling decisions: values in, decisions out, time is an argument."""

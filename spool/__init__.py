@@ -1,0 +1,1 @@
+"""The spool: folders, claims, atomic publishing, and the durable record of a batch."""

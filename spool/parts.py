@@ -1,0 +1,152 @@
+"""Parts: the durable results of a shard, kept in `parts/` of a batch's folder until they are merged.
+
+A shard is a run of requests that are worked on together; each time one is worked on, what was finished
+is written as one part. The name holds all that progress needs, so counting means listing a folder:
+
+    parts/00000012.1.ok127.err1.tok5120     shard 12, attempt 1, 127 answered, 1 failed, 5,120 tokens
+
+Attempt 0 is the validator's own: the lines that `on_invalid: skip` refused. A shard is done when its parts
+together hold as many results as it has requests; a shard's later attempt runs only what is missing.
+Each row is `line TAB ok TAB input TAB cached TAB output TAB reasoning TAB json`, so that merging never
+parses JSON. Parts are never changed; the first result of a line wins.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from spool import files
+
+FOLDER = "parts"
+_NAME = re.compile(r"(\d{8})\.(\d+)\.ok(\d+)\.err(\d+)\.tok(\d+)")
+
+
+class Usage(NamedTuple):
+    """Tokens of one answer, or of many."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Input and output tokens; the cached and reasoning ones are among them."""
+        return self.input_tokens + self.output_tokens
+
+    def plus(self, other: Usage) -> Usage:
+        """The sum, field by field."""
+        return Usage(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Result(NamedTuple):
+    """What became of one request.
+
+    Attributes:
+        line: index of the request among the file's requests, from 0.
+        ok: whether it belongs into output.jsonl; errors.jsonl otherwise.
+        usage: tokens, all 0 for a failure.
+        text: the finished JSON line, without its line end.
+    """
+
+    line: int
+    ok: bool
+    usage: Usage
+    text: bytes
+
+
+class PartName(NamedTuple):
+    """What the name of a part says."""
+
+    shard: int
+    attempt: int
+    completed: int
+    failed: int
+    tokens: int
+
+    @property
+    def results(self) -> int:
+        """Results in this part."""
+        return self.completed + self.failed
+
+    def __str__(self) -> str:
+        """The file name."""
+        return f"{self.shard:08d}.{self.attempt}.ok{self.completed}.err{self.failed}.tok{self.tokens}"
+
+    @classmethod
+    def parse(cls, name: str) -> PartName | None:
+        """The part that a file name stands for, None for any other file."""
+        match = _NAME.fullmatch(name)
+        return cls(*map(int, match.groups())) if match else None
+
+
+def write(batch: Path, shard: int, attempt: int, results: Iterable[Result]) -> PartName:
+    """Write the results of one attempt at a shard, durably.
+
+    Args:
+        batch: the batch's folder.
+        shard: index of the shard, from 0.
+        attempt: number of the run, from 1; 0 for the validator.
+        results: at least one, of requests of this shard that have no result yet.
+
+    Raises:
+        FileNotFoundError: the batch was adopted by another daemon.
+    """
+    rows = list(results)
+    usage = Usage()
+    for row in rows:
+        usage = usage.plus(row.usage)
+    completed = sum(row.ok for row in rows)
+    name = PartName(shard, attempt, completed, len(rows) - completed, usage.total_tokens)
+    files.write_durable(batch / FOLDER / str(name), b"".join(map(_render, rows)))
+    return name
+
+
+def list_parts(batch: Path) -> list[PartName]:
+    """The parts of a batch, by shard and attempt.
+
+    Raises:
+        FileNotFoundError: the batch was adopted by another daemon.
+    """
+    with os.scandir(batch / FOLDER) as entries:
+        found = [PartName.parse(entry.name) for entry in entries]
+    return sorted(name for name in found if name)
+
+
+def read(batch: Path, name: PartName) -> Iterator[Result]:
+    """The results of a part, in the order in which they were written.
+
+    Raises:
+        ValueError: the part is damaged; the message names it.
+    """
+    with open(batch / FOLDER / str(name), "rb") as file:
+        rows = 0
+        for rows, row in enumerate(file, 1):
+            yield _parse(row, name)
+    if rows != name.results:
+        raise ValueError(f"part {name} holds {rows} results, its name says {name.results}")
+
+
+def _render(result: Result) -> bytes:
+    usage = result.usage
+    return b"%d\t%d\t%d\t%d\t%d\t%d\t%s\n" % (
+        result.line,
+        result.ok,
+        usage.input_tokens,
+        usage.cached_tokens,
+        usage.output_tokens,
+        usage.reasoning_tokens,
+        result.text,
+    )
+
+
+def _parse(row: bytes, name: PartName) -> Result:
+    fields = row.split(b"\t", 6)
+    if len(fields) != 7 or not row.endswith(b"\n"):
+        raise ValueError(f"part {name} holds a damaged row")
+    line, ok, *usage = map(int, fields[:6])
+    return Result(line, bool(ok), Usage(*usage), fields[6][:-1])

@@ -1,0 +1,198 @@
+"""Values that describe a batch: record.json (the truth while it lives) and final.json (the commit point).
+
+Records are frozen; a change makes a new one, and spool/store.py makes it durable before anyone sees it.
+Times are Unix seconds. A format number that this version does not know is refused, never guessed at.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+FORMAT = 1
+
+
+class Status(StrEnum):
+    """OpenAI's status of a batch."""
+
+    VALIDATING = "validating"
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    CANCELLING = "cancelling"
+    FAILED = "failed"
+    COMPLETED = "completed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether nothing follows."""
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset({Status.FAILED, Status.COMPLETED, Status.EXPIRED, Status.CANCELLED})
+
+
+class Phase(StrEnum):
+    """What batchd does with a batch, finer than its status."""
+
+    VALIDATING = "validating"
+    QUEUED = "queued"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    MERGING = "merging"
+    DONE = "done"
+
+
+class Frozen(BaseModel):
+    """A frozen value that refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LineError(Frozen):
+    """One error of validation, as OpenAI reports it.
+
+    Attributes:
+        line: physical line in the drop, from 1; None for an error of the whole file.
+    """
+
+    code: str
+    message: str
+    param: str | None = None
+    line: int | None = None
+
+
+class Event(Frozen):
+    """One change of state, for the history."""
+
+    at: float
+    status: Status
+    phase: Phase
+    reason: str
+
+
+class FileIdentity(Frozen):
+    """What stat said of a file, to notice a writer that goes on after the claim."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class Sidecar(Frozen):
+    """What the user asked for beside the drop; None where he said nothing."""
+
+    completion_window: float | None = None
+    endpoint: str | None = None
+    metadata: dict[str, str] | None = None
+    pool: Literal["auto", "spot", "dedicated"] = "auto"
+    on_invalid: Literal["fail", "skip"] | None = None
+    submission: str | None = None
+
+
+class Plan(Frozen):
+    """What validation fixed, before the first part; a restart with another engine holds the batch.
+
+    Attributes:
+        requests: requests in the file, refused ones included.
+        sha256: of the drop as it was read, hexadecimal.
+        engine: model source and engine arguments, or what else decides its answers.
+    """
+
+    endpoint: str
+    model: str
+    requests: int
+    shards: int
+    input_bytes: int
+    sha256: str
+    engine: dict[str, Any]
+
+
+class Record(Frozen):
+    """The durable truth about a batch.
+
+    Attributes:
+        drop: the drop's path relative to inbox/, readable (bytes that are no UTF-8 are escaped).
+        drop_path: the same, exact: percent-encoded bytes.
+        sidecar_error: why the sidecar could not be used; the batch fails with it.
+        sidecar_inode: (device, inode) of the sidecar to unlink after the claim, if one was read.
+        outbox_name: the folder in outbox/ that is tried or taken.
+        submitted_at: time of the claim.
+        deadline_at: when what is unfinished expires.
+        runs: runs begun; numbers the attempts of shards.
+        crashes: unclean adoptions in a row without a new part.
+        parts: parts seen at the last adoption.
+        cancel_requested_at: when the user's cancel was seen.
+        errors: what validation found, at most limits.max_reported_errors of them.
+    """
+
+    format: Literal[1] = FORMAT
+    batch_id: str
+    drop: str
+    drop_path: str
+    identity: FileIdentity
+    sidecar: Sidecar = Sidecar()
+    sidecar_error: str | None = None
+    sidecar_inode: tuple[int, int] | None = None
+    outbox_name: str
+    status: Status = Status.VALIDATING
+    phase: Phase = Phase.VALIDATING
+    pool: str | None = None
+    submitted_at: float
+    deadline_at: float
+    in_progress_at: float | None = None
+    finalizing_at: float | None = None
+    cancel_requested_at: float | None = None
+    plan: Plan | None = None
+    runs: int = 0
+    crashes: int = 0
+    parts: int = 0
+    errors: tuple[LineError, ...] = ()
+    warnings: tuple[str, ...] = ()
+    history: tuple[Event, ...] = ()
+
+
+class FileFacts(Frozen):
+    """Size and hash of a result file."""
+
+    size_bytes: int
+    sha256: str
+    lines: int
+
+
+class UsageTotals(Frozen):
+    """Tokens of all lines in output.jsonl."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+class Final(Frozen):
+    """The commit point: once durable, recovery only rolls forward to this outcome.
+
+    Attributes:
+        outcome: the terminal status.
+        at: when it was decided.
+        output: None where no line succeeded.
+        errors_file: None where no line failed.
+    """
+
+    format: Literal[1] = FORMAT
+    batch_id: str
+    outcome: Status
+    reason: str
+    at: float
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    output: FileFacts | None = None
+    errors_file: FileFacts | None = None
+    usage: UsageTotals = UsageTotals()
+    warnings: tuple[str, ...] = ()

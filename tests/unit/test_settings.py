@@ -1,0 +1,102 @@
+"""Settings: units, environment, one-line errors, the default files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from config import load, units
+from config.settings import Settings, VllmModel
+
+ECHO = "models: [{name: m, kind: echo}]\n"
+
+
+def _load(tmp_path: Path, text: str) -> Settings:
+    path = tmp_path / "batchd.yaml"
+    path.write_text(text)
+    return load.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("90m", 5400.0), ("24h", 86400.0), ("7d", 604800.0), ("500ms", 0.5), (3, 3.0), ("2", 2.0)]
+)
+def test_durations_take_units(text: object, value: float) -> None:
+    """A duration is a number of seconds or a number with a unit."""
+    assert units.seconds(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "-1s", "1 fortnight", True, None, [1], "1h30m", float("nan")])
+def test_bad_durations_are_refused(text: object) -> None:
+    """Whatever is no duration is refused with what is allowed."""
+    with pytest.raises(ValueError, match="duration"):
+        units.seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (ECHO + "spol: {root: x}\n", "spol: unknown setting"),
+        (ECHO + "spool: {rot: x}\n", "spool.rot: unknown setting"),
+        (ECHO + "scheduler: {policy: lifo}\n", "scheduler.policy: 'lifo': Input should be 'fifo' or 'edf'"),
+        (ECHO + "limits: {max_line_bytes: 0}\n", "limits.max_line_bytes: 0: Input should be greater than 0"),
+        (ECHO + "limits: {max_bytes: lots}\n", "limits.max_bytes: 'lots'"),
+        (ECHO + "batches: {completion_window: soon}\n", "batches.completion_window: 'soon': a duration is"),
+        (ECHO + "lease: {heartbeat_s: 40}\n", "lease: heartbeat_s 40 must be at most half of expire_s 60"),
+        (
+            ECHO + "scheduler: {pools: {spot: {capacity: 0}, dedicated: {capacity: 0}}}\n",
+            "both 0: nothing could run",
+        ),
+        ("models: [{name: m, kind: echo}, {name: m, kind: echo}]\n", "models: the model name 'm' stands twice"),
+        ("models: [{name: m, kind: vllm}]\n", "models.0.source: missing"),
+        ("models: [{name: m, kind: magic}]\n", "magic"),
+        ("models: []\n", "models"),
+        ("", "models: missing"),
+        ("- a\n", "key: value"),
+        ("a: [\n", "is not YAML"),
+    ],
+)
+def test_bad_settings_are_one_line_that_names_the_key(tmp_path: Path, text: str, message: str) -> None:
+    """Unknown keys, bad values and impossible combinations give one line."""
+    with pytest.raises(load.SettingsError) as caught:
+        _load(tmp_path, text)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BATCHD_SECTION__KEY overrides one key and leaves its neighbours."""
+    monkeypatch.setenv("BATCHD_SPOOL__ROOT", "/data")
+    settings = _load(tmp_path, ECHO + "spool: {root: /other, retention_days: 3}\n")
+    assert settings.spool.root == "/data"
+    assert settings.spool.retention_days == 3
+
+
+def test_an_unknown_key_in_the_environment_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistyped variable is not dropped silently."""
+    monkeypatch.setenv("BATCHD_SPOOL__ROOOT", "/data")
+    with pytest.raises(load.SettingsError, match=r"spool\.rooot: unknown setting"):
+        _load(tmp_path, ECHO)
+
+
+def test_a_source_is_relative_to_the_yaml_file(tmp_path: Path) -> None:
+    """`../x` means beside the file, `org/name` stays a hub name."""
+    text = (
+        "models:\n- {name: a, kind: vllm, source: ../weights}\n- {name: b, kind: vllm, source: Qwen/Qwen2.5-0.5B}\n"
+    )
+    near, hub = _load(tmp_path, text).models
+    assert isinstance(near, VllmModel)
+    assert isinstance(hub, VllmModel)
+    assert near.source == str(tmp_path.parent / "weights")
+    assert hub.source == "Qwen/Qwen2.5-0.5B"
+
+
+@pytest.mark.parametrize("name", ["batchd.yaml", "qwen2.5-0.5b.yaml", "qwen2.5-7b.yaml"])
+def test_the_shipped_files_load(name: str) -> None:
+    """Each YAML file in config/ is valid."""
+    assert load.load(load.DEFAULT_FILE.with_name(name)).models
+
+
+def test_sizes_take_units(tmp_path: Path) -> None:
+    """1GiB is 2**30 bytes."""
+    assert _load(tmp_path, ECHO + "spool: {min_free_bytes: 1GiB}\n").spool.min_free_bytes == 1 << 30
