@@ -12,10 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from config.units import Bytes, Seconds
-
-# 30 days: OpenAI's longest window is 24h; a longer one than this is a typing mistake.
-MAX_WINDOW_S = 30 * 86400.0
+from config.units import Bytes, Seconds, Window
 
 
 class _Section(BaseModel):
@@ -61,9 +58,7 @@ class LimitSettings(_Section):
 
     max_requests: int = Field(0, ge=0, description="Requests per file (0 = no limit).")
     max_bytes: Bytes = Field(ByteSize(0), description="Bytes per file (0 = no limit).")
-    max_line_bytes: Bytes = Field(
-        ByteSize(16 << 20), gt=0, description="Bytes per line; must have a limit."
-    )
+    max_line_bytes: Bytes = Field(ByteSize(16 << 20), gt=0, description="Bytes per line; must have a limit.")
     max_reported_errors: int = Field(100, ge=1, description="Validation errors listed in status.json.")
     max_custom_id_bytes: int = Field(1024, ge=1, description="Bytes of a custom_id.")
     max_n: int = Field(8, ge=0, description="Largest n or best_of of a request (0 = no limit).")
@@ -79,8 +74,8 @@ class LimitSettings(_Section):
 class BatchSettings(_Section):
     """What a drop gets that has no sidecar."""
 
-    completion_window: Seconds = Field(
-        86400.0, gt=0, le=MAX_WINDOW_S, description="Time from claim to deadline, such as 90m, 24h, 7d."
+    completion_window: Window = Field(
+        86400.0, description="Time from claim to deadline, such as 90m, 24h, 7d."
     )
     on_invalid: Literal["fail", "skip"] = Field(
         "fail", description="fail: one bad line fails the file; skip: it goes to errors.jsonl."

@@ -12,11 +12,14 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, ByteSize, Field
 
+# 30 days: OpenAI's longest window is 24h; one longer than this is a typing mistake.
+MAX_WINDOW_S = 30 * 86400.0
+
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)?\s*", re.ASCII)
 _SECONDS_PER_UNIT = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
-def seconds(value: object) -> object:
+def seconds(value: object) -> float:
     """Read a duration.
 
     Args:
@@ -40,5 +43,18 @@ def seconds(value: object) -> object:
     return float(value)
 
 
+def window(value: object) -> float:
+    """Read a completion window: a duration above 0 and of at most 30 days.
+
+    Raises:
+        ValueError: it is none.
+    """
+    window_s = seconds(value)
+    if not 0 < window_s <= MAX_WINDOW_S:
+        raise ValueError(f"{value!r}: a completion window is above 0 and at most 30d, such as 90m, 24h, 7d")
+    return window_s
+
+
 Seconds = Annotated[float, BeforeValidator(seconds)]
+Window = Annotated[float, BeforeValidator(window)]
 Bytes = Annotated[ByteSize, Field(ge=0)]

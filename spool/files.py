@@ -44,7 +44,9 @@ def durable(target: Path, mode: int = 0o600) -> Iterator[BinaryIO]:
         OSError: nothing was written to the target.
     """
     temporary = target.with_name(f"{target.name}.{os.getpid()}-{os.urandom(4).hex()}{TEMPORARY_SUFFIX}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(
+        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+    )
     try:
         with open(descriptor, "wb", buffering=BUFFER_BYTES) as file:
             yield file
@@ -74,7 +76,8 @@ def rename_durable(source: Path, target: Path) -> None:
     os.rename(source, target)
     fsync_folder(target.parent)
     if source.parent != target.parent:
-        # The old parent may have been renamed meanwhile by whoever adopts it; the name is gone from it anyhow.
+        # The old parent may have been renamed meanwhile by whoever adopts it; the name is gone from it
+        # anyhow.
         with suppress(FileNotFoundError):
             fsync_folder(source.parent)
 

@@ -30,12 +30,11 @@ def response_line(request_key: str, custom_id: str | None, status_code: int, bod
         status_code: 200, or what an HTTP server would have said.
         body: complete JSON, without a line end in it.
     """
-    return b'{"id":"batch_req_%s","custom_id":%s,"response":{"status_code":%d,"request_id":"req_%s","body":%s},"error":null}' % (
-        request_key.encode(),
+    key = request_key.encode()
+    return b'{"id":"batch_req_%s","custom_id":%s,"response":%s,"error":null}' % (
+        key,
         orjson.dumps(custom_id),
-        status_code,
-        request_key.encode(),
-        body,
+        b'{"status_code":%d,"request_id":"req_%s","body":%s}' % (status_code, key, body),
     )
 
 

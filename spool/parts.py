@@ -125,7 +125,8 @@ def read(batch: Path, name: PartName) -> Iterator[Result]:
     """
     with open(batch / FOLDER / str(name), "rb") as file:
         rows = 0
-        for rows, row in enumerate(file, 1):
+        for row in file:
+            rows += 1
             yield _parse(row, name)
     if rows != name.results:
         raise ValueError(f"part {name} holds {rows} results, its name says {name.results}")

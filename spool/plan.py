@@ -1,15 +1,15 @@
 """The plan of a batch: its shards, made while the file is validated and never changed after.
 
-`plan/shards.jsonl` holds one shard a line, in the order in which they should run. `input.jsonl` beside it holds
-one request a line, in the file's order and without blank lines; a line that `on_invalid: skip` refused stands
-there empty, so that every request keeps its index.
+`plan/shards.jsonl` holds one shard a line, in the order in which they should run. `input.jsonl` beside it
+holds one request a line, in the file's order and without blank lines; a line that `on_invalid: skip`
+refused stands there empty, so that every request keeps its index.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import orjson
 
@@ -18,7 +18,8 @@ SHARDS_FILE = "shards.jsonl"
 INPUT_FILE = "input.jsonl"
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Shard:
     """A run of requests that are worked on together.
 
     Attributes:
@@ -38,7 +39,7 @@ class Shard(NamedTuple):
 
 def render(shard: Shard) -> bytes:
     """One line of shards.jsonl."""
-    return orjson.dumps(shard._asdict()) + b"\n"
+    return orjson.dumps(shard) + b"\n"
 
 
 def read(batch: Path) -> list[Shard]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+# Also the default of `format` below; a change of either needs a reader for the old one.
 FORMAT = 1
 
 
@@ -121,7 +122,7 @@ class Record(Frozen):
         drop_path: the same, exact: percent-encoded bytes.
         sidecar_error: why the sidecar could not be used; the batch fails with it.
         sidecar_inode: (device, inode) of the sidecar to unlink after the claim, if one was read.
-        outbox_name: the folder in outbox/ that is tried or taken.
+        outbox_name: the folder in outbox/ that is tried or taken; None before the first try.
         submitted_at: time of the claim.
         deadline_at: when what is unfinished expires.
         runs: runs begun; numbers the attempts of shards.
@@ -131,7 +132,7 @@ class Record(Frozen):
         errors: what validation found, at most limits.max_reported_errors of them.
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     batch_id: str
     drop: str
     drop_path: str
@@ -139,7 +140,7 @@ class Record(Frozen):
     sidecar: Sidecar = Sidecar()
     sidecar_error: str | None = None
     sidecar_inode: tuple[int, int] | None = None
-    outbox_name: str
+    outbox_name: str | None = None
     status: Status = Status.VALIDATING
     phase: Phase = Phase.VALIDATING
     pool: str | None = None
@@ -184,7 +185,7 @@ class Final(Frozen):
         errors_file: None where no line failed.
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     batch_id: str
     outcome: Status
     reason: str

@@ -19,7 +19,8 @@ def _load(tmp_path: Path, text: str) -> Settings:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("90m", 5400.0), ("24h", 86400.0), ("7d", 604800.0), ("500ms", 0.5), (3, 3.0), ("2", 2.0)]
+    ("text", "value"),
+    [("90m", 5400.0), ("24h", 86400.0), ("7d", 604800.0), ("500ms", 0.5), (3, 3.0), ("2", 2.0)],
 )
 def test_durations_take_units(text: object, value: float) -> None:
     """A duration is a number of seconds or a number with a unit."""
@@ -47,7 +48,10 @@ def test_bad_durations_are_refused(text: object) -> None:
             ECHO + "scheduler: {pools: {spot: {capacity: 0}, dedicated: {capacity: 0}}}\n",
             "both 0: nothing could run",
         ),
-        ("models: [{name: m, kind: echo}, {name: m, kind: echo}]\n", "models: the model name 'm' stands twice"),
+        (
+            "models: [{name: m, kind: echo}, {name: m, kind: echo}]\n",
+            "models: the model name 'm' stands twice",
+        ),
         ("models: [{name: m, kind: vllm}]\n", "models.0.source: missing"),
         ("models: [{name: m, kind: magic}]\n", "magic"),
         ("models: []\n", "models"),
@@ -72,7 +76,9 @@ def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.
     assert settings.spool.retention_days == 3
 
 
-def test_an_unknown_key_in_the_environment_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_key_in_the_environment_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A mistyped variable is not dropped silently."""
     monkeypatch.setenv("BATCHD_SPOOL__ROOOT", "/data")
     with pytest.raises(load.SettingsError, match=r"spool\.rooot: unknown setting"):
@@ -81,9 +87,7 @@ def test_an_unknown_key_in_the_environment_is_an_error(tmp_path: Path, monkeypat
 
 def test_a_source_is_relative_to_the_yaml_file(tmp_path: Path) -> None:
     """`../x` means beside the file, `org/name` stays a hub name."""
-    text = (
-        "models:\n- {name: a, kind: vllm, source: ../weights}\n- {name: b, kind: vllm, source: Qwen/Qwen2.5-0.5B}\n"
-    )
+    text = "models:\n- {name: a, kind: vllm, source: ../weights}\n- {name: b, kind: vllm, source: Qwen/Qwen2.5-0.5B}\n"
     near, hub = _load(tmp_path, text).models
     assert isinstance(near, VllmModel)
     assert isinstance(hub, VllmModel)

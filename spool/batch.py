@@ -1,0 +1,203 @@
+"""A batch that this instance holds: its private folder, its record, and how it is shown in the outbox.
+
+The folder is the fence. Whatever becomes public is first written inside it and renamed out of it by full
+path, so an owner that slept through its own adoption finds its paths gone (BatchGone) and stops. A state is
+durable in record.json before status.json shows it.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import ValidationError
+
+from spool import files, layout, status
+from spool.errors import BatchGone, RecordUnknown
+from spool.record import FORMAT, Event, Final, Phase, Record, Status
+
+_Model = TypeVar("_Model", Record, Final)
+
+# A job that is pre-empted again and again must not make its record grow for ever.
+_MAX_HISTORY = 200
+_KEPT_FROM_START = 50
+
+
+class Batch:
+    """A claimed batch. Not thread-safe: one thread at a time has it.
+
+    Attributes:
+        folder: work/<instance>/<batch_id>~<epoch>.
+        record: what record.json says.
+        final: what final.json says, once it is durable.
+    """
+
+    def __init__(
+        self, home: layout.Layout, folder: Path, record: Record, *, mode: int, final: Final | None = None
+    ) -> None:
+        self.home = home
+        self.folder = folder
+        self.record = record
+        self.final = final
+        self._mode = mode
+
+    @property
+    def id(self) -> str:
+        """The batch id."""
+        return self.record.batch_id
+
+    @property
+    def instance(self) -> str:
+        """The id of the daemon that holds the batch."""
+        return self.folder.parent.name
+
+    @property
+    def mode(self) -> int:
+        """Permission bits of what is published."""
+        return self._mode
+
+    @property
+    def outbox(self) -> Path:
+        """The batch's folder in outbox/; to be asked for only once a name was tried."""
+        assert self.record.outbox_name is not None
+        return self.home.outbox / self.record.outbox_name
+
+    @property
+    def drop(self) -> Path:
+        """The claimed file."""
+        return self.folder / layout.DROP_FILE
+
+    def save(self, **changes: Any) -> None:
+        """Make a changed record durable.
+
+        Raises:
+            BatchGone: the batch was adopted by another daemon.
+        """
+        record = Record.model_validate({**dict(self.record), **changes})
+        write_record(self.folder, record)
+        self.record = record
+
+    def advance(self, at: float, status_to: Status, phase: Phase, reason: str, **changes: Any) -> None:
+        """Make a change of state durable, with its time and reason in the history.
+
+        Raises:
+            BatchGone: the batch was adopted by another daemon.
+        """
+        event = Event(at=at, status=status_to, phase=phase, reason=reason)
+        history = [*self.record.history, event]
+        if len(history) > _MAX_HISTORY:
+            del history[_KEPT_FROM_START : len(history) - _MAX_HISTORY + _KEPT_FROM_START]
+        self.save(status=status_to, phase=phase, history=tuple(history), **changes)
+
+    def show(self, progress: status.Progress | None = None) -> None:
+        """Write status.json and move it into the outbox; a user who removed the folder gets it back.
+
+        Raises:
+            BatchGone: the batch was adopted by another daemon.
+            OSError: it could not be written; what stood there still stands.
+        """
+        if self.record.outbox_name is None or (self.folder / "out").exists():
+            self._place(progress)
+            return
+        content = status.render(self.record, self.instance, progress, self.final)
+        fresh = self.folder / layout.STATUS_FILE
+        self._write(fresh, content)
+        try:
+            files.rename_durable(fresh, self.outbox / layout.STATUS_FILE)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if not self.folder.is_dir():
+                raise BatchGone(f"{self.id} was adopted by another daemon") from error
+            self._place(progress)
+
+    def _place(self, progress: status.Progress | None) -> None:
+        """Rename out/, with status.json in it, to the first free name.
+
+        Each name is recorded before it is tried. The source is unique, so after a crash the folder tells:
+        while out/ stands here, the rename did not happen.
+        """
+        out = self.folder / "out"
+        try:
+            with suppress(FileExistsError):
+                files.make_folder(out)
+        except FileNotFoundError as error:
+            raise BatchGone(f"{self.id} was adopted by another daemon") from error
+        relative = layout.from_exact(self.record.drop_path)
+        for attempt in itertools.count(1):
+            name = layout.outbox_name(relative, attempt)
+            if os.path.lexists(self.home.outbox / name):
+                continue
+            self.save(outbox_name=name)
+            content = status.render(self.record, self.instance, progress, self.final)
+            self._write(out / layout.STATUS_FILE, content)
+            # A folder may be listed by whoever may read the files in it.
+            os.chmod(out, 0o700 | self.mode | (self.mode & 0o444) >> 2)
+            try:
+                files.rename_durable(out, self.outbox)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    continue  # taken since we looked
+                raise
+            return
+
+    def _write(self, path: Path, content: bytes) -> None:
+        try:
+            files.write_durable(path, content, self._mode)
+        except FileNotFoundError as error:
+            raise BatchGone(f"{self.id} was adopted by another daemon") from error
+
+    def discard(self) -> None:
+        """Remove the folder of a claim that was lost."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Make a record durable.
+
+    Raises:
+        BatchGone: the batch was adopted by another daemon.
+    """
+    try:
+        files.write_durable(folder / layout.RECORD_FILE, record.model_dump_json().encode() + b"\n")
+    except FileNotFoundError as error:
+        raise BatchGone(f"{record.batch_id} was adopted by another daemon") from error
+
+
+def read_record(folder: Path) -> Record:
+    """The record of a batch.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RecordUnknown: it is of another version, or damaged.
+    """
+    return _read(folder / layout.RECORD_FILE, Record)
+
+
+def read_final(folder: Path) -> Final | None:
+    """What was committed for a batch; None before the commit.
+
+    Raises:
+        RecordUnknown: it is of another version, or damaged.
+    """
+    try:
+        return _read(folder / layout.FINAL_FILE, Final)
+    except FileNotFoundError:
+        return None
+
+
+def _read(path: Path, model: type[_Model]) -> _Model:
+    content = path.read_bytes()
+    try:
+        tree = orjson.loads(content)
+        if tree.get("format") != FORMAT:
+            raise RecordUnknown(f"{path} has format {tree.get('format')!r}; this version knows {FORMAT} only")
+        return model.model_validate(tree)
+    except (ValidationError, orjson.JSONDecodeError, AttributeError) as error:
+        raise RecordUnknown(
+            f"{path} is damaged or of another version: {str(error).splitlines()[0]}"
+        ) from error

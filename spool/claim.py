@@ -1,0 +1,140 @@
+"""Claim a drop: one rename from inbox/ to a unique target decides who has it.
+
+Steps, each durable before the next; a crash between two leaves what recover.py knows how to finish:
+ 1. work/<instance>/<batch_id>~1/record.json says what is about to be claimed (the drop is still in the inbox)
+ 2. rename inbox/NAME -> drop.jsonl beside it (the claim)
+ 3. the sidecar that was read is unlinked, if that same inode still stands there
+ 4. out/status.json is renamed to a free name in outbox/ (the user sees the batch)
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from spool import files, layout, sidecar
+from spool.batch import Batch, write_record
+from spool.errors import SidecarError
+from spool.record import Event, FileIdentity, Phase, Record, Sidecar, Status
+
+
+class Defaults(NamedTuple):
+    """What a drop gets that does not say otherwise.
+
+    Attributes:
+        window_s: seconds from claim to deadline.
+        parse_window: reads a sidecar's completion_window as seconds, or raises ValueError.
+        mode: permission bits of what is published.
+    """
+
+    window_s: float
+    parse_window: Callable[[object], float]
+    mode: int
+
+
+def claim(
+    home: layout.Layout, instance: Path, relative: Path, now: float, defaults: Defaults
+) -> Batch | None:
+    """Claim a drop.
+
+    Args:
+        home: the spool.
+        instance: our folder in work/.
+        relative: the drop's path relative to inbox/.
+        now: Unix seconds.
+        defaults: for what the sidecar leaves open.
+
+    Returns:
+        The batch, shown in the outbox as `validating`; None where the drop is gone (claimed by another
+        daemon, or withdrawn by its user).
+
+    Raises:
+        OSError: it could not be claimed; the drop stands where it stood, or the next recovery finishes the
+            claim.
+    """
+    drop = home.inbox / relative
+    try:
+        facts = os.lstat(drop)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(facts.st_mode):
+        return None
+    record = _new_record(drop, relative, facts, now, defaults)
+    folder = layout.batch_folder(instance, record.batch_id, 1)
+    files.make_folder(folder)
+    write_record(folder, record)
+    batch = Batch(home, folder, record, mode=defaults.mode)
+    if not _win(drop, batch):
+        batch.discard()
+        return None
+    finish(batch)
+    return batch
+
+
+def finish(batch: Batch) -> None:
+    """Steps 3 and 4; idempotent, so that recovery runs them again."""
+    _unlink_sidecar(batch)
+    batch.show()
+
+
+def _new_record(drop: Path, relative: Path, facts: os.stat_result, now: float, defaults: Defaults) -> Record:
+    wishes, inode, problem = Sidecar(), None, None
+    try:
+        found = sidecar.read(layout.sidecar_of(drop), defaults.parse_window)
+        if found:
+            wishes, inode = found
+    except SidecarError as error:
+        problem = str(error)
+        with suppress(OSError):
+            beside = os.lstat(layout.sidecar_of(drop))
+            inode = (beside.st_dev, beside.st_ino) if stat.S_ISREG(beside.st_mode) else None
+    window_s = defaults.window_s if wishes.completion_window is None else wishes.completion_window
+    return Record(
+        batch_id=layout.new_batch_id(now),
+        drop=layout.readable(relative),
+        drop_path=layout.exact(relative),
+        identity=identity(facts),
+        sidecar=wishes,
+        sidecar_error=problem,
+        sidecar_inode=inode,
+        submitted_at=now,
+        deadline_at=now + window_s,
+        history=(
+            Event(at=now, status=Status.VALIDATING, phase=Phase.VALIDATING, reason="claimed from the inbox"),
+        ),
+    )
+
+
+def identity(facts: os.stat_result) -> FileIdentity:
+    """What is compared to notice a writer that goes on."""
+    return FileIdentity(
+        device=facts.st_dev,
+        inode=facts.st_ino,
+        size_bytes=facts.st_size,
+        mtime_ns=facts.st_mtime_ns,
+        ctime_ns=facts.st_ctime_ns,
+    )
+
+
+def _win(drop: Path, batch: Batch) -> bool:
+    try:
+        files.rename_durable(drop, batch.drop)
+    except FileNotFoundError:
+        # A network filesystem may report a rename that it did: what decides is our own unique target.
+        return batch.drop.exists()
+    return True
+
+
+def _unlink_sidecar(batch: Batch) -> None:
+    """Unlink the sidecar that was read, if that same file still stands there and the batch is still ours."""
+    if batch.record.sidecar_inode is None or not batch.drop.exists():
+        return
+    beside = layout.sidecar_of(batch.home.inbox / layout.from_exact(batch.record.drop_path))
+    with suppress(FileNotFoundError, NotADirectoryError):
+        facts = os.lstat(beside)
+        if (facts.st_dev, facts.st_ino) == batch.record.sidecar_inode:
+            os.unlink(beside)

@@ -1,0 +1,121 @@
+"""Leases: how daemons on one spool tell that another has died.
+
+A lease says only *when* to adopt another instance's batches, never who may publish: the rename of a batch's
+folder decides that. filelock's SoftFileLease does the work; a contender watches on its own monotonic clock,
+so clocks that differ between machines do no harm, and sees at once that an owner on the same host is dead.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
+
+from spool import files, layout
+from spool.errors import SpoolUnavailable
+
+LEASE_FILE = "lease"
+CLEAN_FILE = "clean"
+
+
+class Lease:
+    """The lease of our own instance, held while the daemon runs."""
+
+    def __init__(self, home: layout.Layout, *, heartbeat_s: float, expire_s: float) -> None:
+        self.folder = home.work / layout.new_instance()
+        files.make_folder(self.folder)
+        self._lease = _lease(self.folder, heartbeat_s=heartbeat_s, expire_s=expire_s)
+        try:
+            self._lease.acquire(timeout=0)
+        except (Timeout, FileNotFoundError) as error:
+            # Another daemon's recovery came between the two lines above and took the empty folder for a
+            # dead one's.
+            raise SpoolUnavailable(
+                f"another daemon tidied {self.folder} while this one started: start again"
+            ) from error
+
+    def release(self) -> None:
+        """End the instance in order; what it still holds is adopted by the next start, and is no crash."""
+        if self.folder.is_dir():
+            (self.folder / CLEAN_FILE).touch()
+        self._lease.release()
+        _remove_if_empty(self.folder)
+
+
+class Others:
+    """Watches the leases of all other instances; knows which of them are dead."""
+
+    def __init__(self, home: layout.Layout, own: Path, *, heartbeat_s: float, expire_s: float) -> None:
+        self._home = home
+        self._own = own
+        self._heartbeat_s = heartbeat_s
+        self._expire_s = expire_s
+        self._watched: dict[str, SoftFileLease] = {}
+
+    def dead(self) -> Iterator[Path]:
+        """Folders of instances whose owner is gone; the lease is held by us while the caller adopts."""
+        names = sorted(
+            entry.name for entry in os.scandir(self._home.work) if entry.is_dir(follow_symlinks=False)
+        )
+        for gone in self._watched.keys() - set(names):
+            del self._watched[gone]
+        for name in names:
+            folder = self._home.work / name
+            if folder == self._own or name.startswith("."):
+                continue
+            # The same object each time: its view of the lease's age grows from call to call.
+            lease = self._watched.setdefault(
+                name, _lease(folder, heartbeat_s=self._heartbeat_s, expire_s=self._expire_s)
+            )
+            try:
+                lease.acquire(timeout=0)
+            except (Timeout, FileNotFoundError):
+                continue  # alive, or finished and removed meanwhile
+            try:
+                yield folder
+            finally:
+                lease.release()
+                _remove_if_empty(folder)
+
+
+def ended_cleanly(folder: Path) -> bool:
+    """Whether the instance of this folder stopped in order."""
+    return (folder / CLEAN_FILE).exists()
+
+
+def any_live(home: layout.Layout, *, heartbeat_s: float, expire_s: float) -> bool:
+    """Whether a daemon seems to hold this spool: some instance has a lease that is not known to be dead."""
+    for entry in os.scandir(home.work):
+        marker = Path(entry.path) / LEASE_FILE
+        if not marker.exists():
+            continue
+        lease = _lease(Path(entry.path), heartbeat_s=heartbeat_s, expire_s=expire_s)
+        try:
+            lease.acquire(timeout=0)
+        except Timeout:
+            return True
+        except LeaseSettingsMismatch:
+            return True  # someone else's settings: alive, as far as we can tell
+        except FileNotFoundError:
+            continue
+        lease.release()
+    return False
+
+
+def _lease(folder: Path, *, heartbeat_s: float, expire_s: float) -> SoftFileLease:
+    return SoftFileLease(
+        folder / LEASE_FILE, lease_duration=expire_s, heartbeat_interval=heartbeat_s, thread_local=False
+    )
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Remove an instance's folder when it holds no batch any more."""
+    try:
+        left = [entry.name for entry in os.scandir(folder)]
+    except FileNotFoundError:
+        return
+    if not any(layout.parse_batch_folder(name) for name in left):
+        shutil.rmtree(folder, ignore_errors=True)

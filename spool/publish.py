@@ -1,0 +1,83 @@
+"""Commit an outcome, and roll it forward into the outbox and the archive.
+
+final.json is the commit point: before it, a crash means "run what is missing and merge again"; after it,
+recovery only rolls forward. Each step of `roll_forward` looks at what is there, so it may be cut off
+anywhere and run again:
+ 1. merged/output.jsonl, merged/errors.jsonl -> outbox/NAME/        a name missing here was moved already
+ 2. a cancel that came too late is refused, with the reason in cancel.refused
+ 3. status.json becomes terminal, last
+ 4. what only a running batch needs is removed, and the folder is renamed into archive/
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+
+from spool import control, files, layout, parts, plan
+from spool.batch import Batch
+from spool.errors import BatchGone
+from spool.record import FileFacts, Final, Status
+
+MERGED_FOLDER = "merged"
+
+
+def commit(batch: Batch, final: Final) -> None:
+    """Make an outcome durable; from here on it cannot change.
+
+    Raises:
+        BatchGone: the batch was adopted by another daemon.
+    """
+    try:
+        files.write_durable(batch.folder / layout.FINAL_FILE, final.model_dump_json().encode() + b"\n")
+    except FileNotFoundError as error:
+        raise BatchGone(f"{batch.id} was adopted by another daemon") from error
+    batch.final = final
+
+
+def roll_forward(batch: Batch) -> None:
+    """Publish and archive a committed batch.
+
+    Raises:
+        BatchGone: the batch was adopted by another daemon.
+        OSError: it goes on from here at the next try.
+    """
+    final = batch.final
+    assert final is not None, "roll_forward needs a committed batch"
+    _publish(batch, layout.OUTPUT_FILE, final.output)
+    _publish(batch, layout.ERRORS_FILE, final.errors_file)
+    if final.outcome is Status.CANCELLED:
+        control.clear_cancel(batch.outbox)
+    else:
+        control.refuse_cancel(batch.outbox, f"the batch had already ended as {final.outcome}: {final.reason}")
+    batch.show()
+    _archive(batch)
+
+
+def _publish(batch: Batch, name: str, facts: FileFacts | None) -> None:
+    if facts is None:
+        return
+    try:
+        files.rename_durable(batch.folder / MERGED_FOLDER / name, batch.outbox / name)
+    except FileNotFoundError as error:
+        if not batch.folder.is_dir():
+            raise BatchGone(f"{batch.id} was adopted by another daemon") from error
+        if (batch.folder / MERGED_FOLDER / name).exists():
+            # The user removed the outbox folder: give the batch a new one, then move the file.
+            batch.show()
+            files.rename_durable(batch.folder / MERGED_FOLDER / name, batch.outbox / name)
+
+
+def _archive(batch: Batch) -> None:
+    """Keep the drop, the record and the outcome; remove the rest."""
+    for name in (plan.FOLDER, parts.FOLDER, MERGED_FOLDER):
+        shutil.rmtree(batch.folder / name, ignore_errors=True)
+    for name in (plan.INPUT_FILE, control.STOP_FILE):
+        with suppress(FileNotFoundError):
+            os.unlink(batch.folder / name)
+    files.remove_temporaries([batch.folder])
+    try:
+        files.rename_durable(batch.folder, batch.home.archive / batch.id)
+    except FileNotFoundError as error:
+        raise BatchGone(f"{batch.id} was adopted by another daemon") from error

@@ -1,0 +1,258 @@
+"""A batch from claim to archive, step by step, with a crash between any two."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import orjson
+import pytest
+from openai.types import Batch as OpenAIBatch
+
+from spool import batch as batches
+from spool import claim, control, layout, parts, publish, recover, status
+from spool.batch import Batch
+from spool.errors import BatchGone
+from spool.record import FileFacts, Final, Phase, Status
+from tests.unit import spools
+
+
+def _status(batch: Batch) -> OpenAIBatch:
+    return OpenAIBatch.model_validate(orjson.loads((batch.outbox / "status.json").read_bytes()), strict=True)
+
+
+def _commit(batch: Batch, outcome: Status = Status.COMPLETED) -> None:
+    merged = batch.folder / publish.MERGED_FOLDER
+    merged.mkdir()
+    (merged / "output.jsonl").write_bytes(b'{"a":1}\n')
+    facts = FileFacts(size_bytes=8, sha256="0", lines=1)
+    publish.commit(
+        batch,
+        Final(
+            batch_id=batch.id, outcome=outcome, reason="done", at=1010.0, total=1, completed=1, output=facts
+        ),
+    )
+
+
+def test_a_claim_shows_the_batch_as_validating(tmp_path: Path) -> None:
+    """The drop has left the inbox and status.json parses with OpenAI's own type."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.claimed(home, instance)
+    shown = _status(batch)
+    assert os.listdir(home.inbox) == []
+    assert batch.outbox == home.outbox / "jan"
+    assert (shown.status, shown.id, shown.input_file_id) == ("validating", batch.id, "jan.jsonl")
+    assert (shown.created_at, shown.expires_at) == (1000, 1000 + 86400)
+    assert shown.request_counts
+    assert shown.request_counts.total == 0
+
+
+def test_a_second_drop_of_the_same_name_gets_a_numbered_folder(tmp_path: Path) -> None:
+    """Nothing is overwritten."""
+    home, instance = spools.make(tmp_path)
+    names = [spools.claimed(home, instance).record.outbox_name for _ in range(3)]
+    assert names == ["jan", "jan.2", "jan.3"]
+
+
+def test_a_drop_that_is_gone_is_no_claim(tmp_path: Path) -> None:
+    """Another daemon was faster; nothing is left of our try."""
+    home, instance = spools.make(tmp_path)
+    assert claim.claim(home, instance, Path("jan.jsonl"), 1.0, spools.DEFAULTS) is None
+    assert os.listdir(instance) == []
+
+
+def test_a_sidecar_is_read_and_unlinked(tmp_path: Path) -> None:
+    """Its window moves the deadline."""
+    home, instance = spools.make(tmp_path)
+    (home.inbox / "jan.batch.yaml").write_text("completion_window: 1h\nmetadata: {team: a}\n")
+    batch = spools.claimed(home, instance)
+    assert os.listdir(home.inbox) == []
+    shown = _status(batch)
+    assert (shown.expires_at, shown.completion_window, shown.metadata) == (4600, "1h", {"team": "a"})
+
+
+def test_a_bad_sidecar_is_kept_in_the_record(tmp_path: Path) -> None:
+    """The batch is claimed all the same, and will fail with the reason."""
+    home, instance = spools.make(tmp_path)
+    (home.inbox / "jan.batch.yaml").write_text("pool: cheap\n")
+    assert "sidecar pool" in str(spools.claimed(home, instance).record.sidecar_error)
+
+
+def test_a_user_who_removes_the_outbox_folder_gets_it_back(tmp_path: Path) -> None:
+    """The next status makes it anew."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.claimed(home, instance)
+    shutil.rmtree(batch.outbox)
+    batch.show()
+    assert _status(batch).status == "validating"
+
+
+def test_an_owner_that_was_adopted_publishes_nothing(tmp_path: Path) -> None:
+    """Every step that would be seen raises BatchGone once the folder was renamed away."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.planned(spools.claimed(home, instance))
+    before = (batch.outbox / "status.json").read_bytes()
+    batch.folder.rename(home.work / "elsewhere")
+    with pytest.raises(BatchGone):
+        batch.show()
+    with pytest.raises(BatchGone):
+        batch.save(pool="spot")
+    with pytest.raises(BatchGone):
+        publish.commit(batch, Final(batch_id=batch.id, outcome=Status.FAILED, reason="", at=1.0))
+    assert (batch.outbox / "status.json").read_bytes() == before
+
+
+def test_a_committed_batch_is_published_and_archived(tmp_path: Path) -> None:
+    """The terminal status comes with the files it names, and only drop, record and outcome are kept."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.planned(spools.claimed(home, instance))
+    _commit(batch)
+    publish.roll_forward(batch)
+    shown = _status(batch)
+    assert (shown.status, shown.completed_at, shown.output_file_id) == ("completed", 1010, "jan/output.jsonl")
+    assert shown.usage
+    assert (home.outbox / "jan/output.jsonl").read_bytes() == b'{"a":1}\n'
+    assert sorted(os.listdir(home.outbox / "jan")) == ["output.jsonl", "status.json"]
+    assert sorted(os.listdir(home.archive / batch.id)) == ["drop.jsonl", "final.json", "record.json"]
+    assert os.listdir(instance) == []
+
+
+def test_a_late_cancel_is_refused_with_a_reason(tmp_path: Path) -> None:
+    """`cancel` becomes `cancel.refused`; the outcome stays."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.planned(spools.claimed(home, instance))
+    _commit(batch)
+    control.request_cancel(batch.outbox)
+    publish.roll_forward(batch)
+    assert "already ended as completed" in (batch.outbox / "cancel.refused").read_text()
+    assert not control.cancel_requested(batch.outbox)
+
+
+def _reports() -> tuple[list[tuple[str, str]], recover.Callable[[str, str], None]]:
+    reports: list[tuple[str, str]] = []
+    return reports, lambda event, detail: reports.append((event, detail))
+
+
+def _adopt(home: layout.Layout, dead: Path) -> tuple[list[Batch], list[tuple[str, str]]]:
+    own = home.work / layout.new_instance()
+    own.mkdir()
+    reports, report = _reports()
+    return recover.adopt(home, own, dead, mode=0o644, report=report), reports
+
+
+def test_an_adopted_batch_goes_on_with_the_next_epoch(tmp_path: Path) -> None:
+    """Record, outbox folder and parts are kept; the crash is counted."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.planned(spools.claimed(home, instance))
+    (adopted,), _ = _adopt(home, instance)
+    assert adopted.folder.name == f"{batch.id}~2"
+    assert adopted.record.plan == batch.record.plan
+    assert adopted.record.crashes == 1
+    assert adopted.outbox == batch.outbox
+
+
+def test_an_orderly_stop_is_no_crash(tmp_path: Path) -> None:
+    """The `clean` marker of the instance says so."""
+    home, instance = spools.make(tmp_path)
+    spools.planned(spools.claimed(home, instance))
+    (instance / "clean").touch()
+    (adopted,), _ = _adopt(home, instance)
+    assert adopted.record.crashes == 0
+
+
+def test_crashes_start_anew_when_a_part_was_added(tmp_path: Path) -> None:
+    """Only crashes that brought nothing new count towards giving up."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.planned(spools.claimed(home, instance))
+    batch.save(crashes=4)
+    parts.write(batch.folder, 0, 1, [parts.Result(0, True, parts.Usage(), b"{}")])
+    (adopted,), _ = _adopt(home, instance)
+    assert (adopted.record.crashes, adopted.record.parts) == (1, 1)
+
+
+def test_a_claim_cut_off_before_its_rename_leaves_the_drop_in_the_inbox(tmp_path: Path) -> None:
+    """A record without a drop is removed."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.claimed(home, instance)
+    batch.drop.rename(home.inbox / "jan.jsonl")
+    adopted, _ = _adopt(home, instance)
+    assert adopted == []
+    assert os.listdir(instance) == []
+    assert os.listdir(home.inbox) == ["jan.jsonl"]
+
+
+def test_a_claim_cut_off_before_it_was_shown_is_shown(tmp_path: Path) -> None:
+    """Recovery runs the claim's last steps; an outbox folder of another batch is not touched."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.claimed(home, instance)
+    batch.outbox.rename(batch.folder / "out")
+    (home.outbox / "jan").mkdir()
+    (home.outbox / "jan" / "mine").touch()
+    (adopted,), _ = _adopt(home, instance)
+    assert adopted.record.outbox_name == "jan.2"
+    assert _status(adopted).output_file_id is None
+    assert os.listdir(home.outbox / "jan") == ["mine"]
+
+
+def test_a_record_of_another_version_is_left_alone(tmp_path: Path) -> None:
+    """It is reported, and stays where it is."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.claimed(home, instance)
+    (batch.folder / "record.json").write_bytes(b'{"format": 2}')
+    adopted, reports = _adopt(home, instance)
+    assert adopted == []
+    assert reports[0][0] == "batch_left_alone"
+    assert batch.folder.is_dir()
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_a_commit_that_was_cut_off_rolls_forward(tmp_path: Path, done: int) -> None:
+    """After the commit point a crash anywhere gives the same outcome: done steps are not repeated."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.planned(spools.claimed(home, instance))
+    _commit(batch)
+    if done >= 1:
+        (batch.folder / "merged/output.jsonl").rename(batch.outbox / "output.jsonl")
+    if done >= 2:
+        batch.show()
+        shutil.rmtree(batch.folder / "parts")
+    (adopted,), _ = _adopt(home, instance)
+    assert adopted.final == batch.final
+    publish.roll_forward(adopted)
+    assert _status(adopted).status == "completed"
+    assert (adopted.outbox / "output.jsonl").read_bytes() == b'{"a":1}\n'
+    assert sorted(os.listdir(home.archive / batch.id)) == ["drop.jsonl", "final.json", "record.json"]
+
+
+@pytest.mark.parametrize("outcome", [Status.FAILED, Status.COMPLETED, Status.EXPIRED, Status.CANCELLED])
+def test_each_terminal_status_has_its_own_time(tmp_path: Path, outcome: Status) -> None:
+    """And no time of another; a failed validation has counts of 0 and no plan's times."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.planned(spools.claimed(home, instance))
+    batch.advance(1002.0, Status.IN_PROGRESS, Phase.RUNNING, "started", in_progress_at=1002.0)
+    batch.save(cancel_requested_at=1003.0)
+    final = Final(batch_id=batch.id, outcome=outcome, reason="r", at=1010.0)
+    shown = OpenAIBatch.model_validate(orjson.loads(status.render(batch.record, "i", None, final)))
+    times = {
+        name: value
+        for name, value in shown.model_dump().items()
+        if name.endswith("_at") and value is not None and name not in ("created_at", "expires_at")
+    }
+    expected = {f"{outcome}_at": 1010}
+    if outcome is not Status.FAILED:
+        expected["in_progress_at"] = 1002
+    if outcome is Status.CANCELLED:
+        expected["cancelling_at"] = 1003
+    assert times == expected
+
+
+def test_the_history_is_bounded(tmp_path: Path) -> None:
+    """A job that is pre-empted for ever keeps its first and its latest changes."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.claimed(home, instance)
+    for second in range(300):
+        batch.advance(2000.0 + second, Status.IN_PROGRESS, Phase.PREEMPTED, "again")
+    history = batches.read_record(batch.folder).history
+    assert len(history) == 200
+    assert (history[0].at, history[-1].at) == (1000.0, 2299.0)
