@@ -49,7 +49,7 @@ def claim(
         defaults: for what the sidecar leaves open.
 
     Returns:
-        The batch, shown in the outbox as `validating`; None where the drop is gone (claimed by another
+        The batch, which `finish` will show in the outbox; None where the drop is gone (claimed by another
         daemon, or withdrawn by its user).
 
     Raises:
@@ -65,18 +65,30 @@ def claim(
         return None
     record = _new_record(drop, relative, facts, now, defaults)
     folder = layout.batch_folder(instance, record.batch_id, 1)
-    files.make_folder(folder)
-    write_record(folder, record)
     batch = Batch(home, folder, record, mode=defaults.mode)
-    if not _win(drop, batch):
-        batch.discard()
-        return None
-    finish(batch)
-    return batch
+    try:
+        files.make_folder(folder)
+        write_record(folder, record)
+        if _win(drop, batch):
+            return batch
+    except OSError:
+        if not batch.drop.exists():
+            batch.discard()
+            raise
+        return (
+            batch  # won, though a folder could not be made durable: the drop is ours and must not be dropped
+        )
+    batch.discard()
+    return None
 
 
 def finish(batch: Batch) -> None:
-    """Steps 3 and 4; idempotent, so that recovery runs them again."""
+    """Steps 3 and 4, for the caller to run after `claim` and after an adoption; idempotent.
+
+    Raises:
+        BatchGone: the batch was adopted by another daemon.
+        OSError: to be tried again.
+    """
     _unlink_sidecar(batch)
     batch.show()
 

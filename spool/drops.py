@@ -157,10 +157,9 @@ class Settling:
         self._since.pop(relative, None)
 
     def next_in_s(self, monotonic: float) -> float | None:
-        """Seconds until the next waiting drop can be ready; None if none waits."""
-        if not self._since:
-            return None
-        return max(0.0, min(since + self._settle_s - monotonic for _, since in self._since.values()))
+        """Seconds until the next drop will have stood still long enough; None if none is waiting for that."""
+        waits = [since + self._settle_s - monotonic for _, since in self._since.values()]
+        return min((wait for wait in waits if wait > 0), default=None)
 
 
 def has_writer(path: Path) -> bool:

@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from spool import claim, control, files, layout, lease, parts
+from spool import control, files, layout, lease, parts
 from spool.batch import Batch, read_final, read_record
 from spool.errors import BatchGone, RecordUnknown
 
@@ -39,7 +39,7 @@ def adopt(
         report: called with (event, detail) for what is left alone or tidied.
 
     Returns:
-        The adopted batches, by id, which is by age.
+        The adopted batches, by id, which is by age; for each, `claim.finish` is to be run.
     """
     was_clean = lease.ended_cleanly(dead)
     adopted = []
@@ -75,10 +75,9 @@ def _adopt_one(home: layout.Layout, theirs: Path, ours: Path, mode: int) -> Batc
 
 
 def _settle(batch: Batch, was_clean: bool) -> None:
-    """Finish the claim, drop what a killed writer left, and count crashes that brought nothing new."""
+    """Drop what a killed writer left, and count crashes that brought nothing new."""
     control.clear_stop(batch.folder)
     files.remove_temporaries([batch.folder, batch.folder / parts.FOLDER])
-    claim.finish(batch)
     if was_clean or batch.final:
         return
     done = len(parts.list_parts(batch.folder)) if batch.record.plan else 0

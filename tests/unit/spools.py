@@ -31,6 +31,7 @@ def claimed(
     (home.inbox / name).write_bytes(content)
     batch = claim.claim(home, instance, Path(name), now, DEFAULTS)
     assert batch
+    claim.finish(batch)
     return batch
 
 

@@ -138,7 +138,10 @@ def _adopt(home: layout.Layout, dead: Path) -> tuple[list[Batch], list[tuple[str
     own = home.work / layout.new_instance()
     own.mkdir()
     reports, report = _reports()
-    return recover.adopt(home, own, dead, mode=0o644, report=report), reports
+    adopted = recover.adopt(home, own, dead, mode=0o644, report=report)
+    for batch in adopted:
+        claim.finish(batch)
+    return adopted, reports
 
 
 def test_an_adopted_batch_goes_on_with_the_next_epoch(tmp_path: Path) -> None:

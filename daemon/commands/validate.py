@@ -1,0 +1,56 @@
+"""`batchd validate FILE`: the daemon's verdict on a file, without an engine and without a spool."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from config import load
+from daemon.exits import CommandError, Exit
+from pipeline import validate
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "validate",
+        help="check a batch file as the daemon would",
+        description="Check a batch file as the daemon would. Nothing is run and nothing is written.",
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="a batch file, or - for standard input")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="settings, for models and limits")
+    parser.add_argument("--endpoint", metavar="URL", help="require this endpoint, as a sidecar can")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the verdict; errors as FILE:LINE: CODE: MESSAGE."""
+    settings = load.load(arguments.config)
+    rules = validate.Rules(
+        models=frozenset(model.name for model in settings.models),
+        limits=settings.limits,
+        endpoint=arguments.endpoint,
+        allowed_media_domains=settings.engine.allowed_media_domains,
+    )
+    try:
+        if str(arguments.file) == "-":
+            verdict = validate.check(sys.stdin.buffer, rules)
+        else:
+            with open(arguments.file, "rb") as source:
+                verdict = validate.check(source, rules)
+    except OSError as error:
+        raise CommandError(f"{arguments.file}: {error.strerror}", Exit.WRONG_USE) from error
+    for problem in verdict.errors:
+        where = f"{arguments.file}:{problem.line}" if problem.line else str(arguments.file)
+        print(f"{where}: {problem.code}: {problem.message}")
+    if not verdict.is_valid:
+        count = verdict.total_errors
+        print(
+            f"invalid: {count} error{'s' if count != 1 else ''}; nothing of this file would run",
+            file=sys.stderr,
+        )
+        return Exit.FAILED
+    print(f"valid: {verdict.requests} requests to {verdict.endpoint} for {verdict.model}")
+    return Exit.DONE

@@ -1,0 +1,86 @@
+"""The engines as the loop sees them: which models are ready, and what went wrong at the start.
+
+A thread starts them, then polls, so that the loop never waits for an engine. It wakes the loop when readiness
+changes or a start has failed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from daemon import logs
+from pipeline import errors
+from pipeline.fleet import ModelState
+
+POLL_EVERY_S = 1.0
+_log = logs.get()
+
+
+class Fleet(Protocol):
+    """What is needed of pipeline.fleet.Fleet."""
+
+    def start_engines(self) -> None:
+        """Start every model; blocks."""
+
+    def poll(self) -> list[ModelState]:
+        """What every model did since the last poll."""
+
+
+class Engines:
+    """Starts the fleet's engines in a thread and remembers what they last said."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        models: tuple[str, ...],
+        wake: threading.Event,
+        observe: Callable[[ModelState], None],
+    ) -> None:
+        self._fleet = fleet
+        self._wake = wake
+        self._observe = observe
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="engines", daemon=True)
+        self.models = models
+        self.ready: frozenset[str] = frozenset()
+        self.error: errors.EngineStartError | None = None
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """End the polling; an engine that is still loading is left to the fleet's own stop."""
+        self._stop.set()
+        self._thread.join(timeout_s)
+
+    @property
+    def starting(self) -> list[str]:
+        """Models that take no requests now."""
+        return [model for model in self.models if model not in self.ready]
+
+    def _serve(self) -> None:
+        try:
+            self._fleet.start_engines()
+        except errors.EngineStartError as error:
+            self.error = error
+            self._wake.set()
+            return
+        while not self._stop.is_set():
+            states = self._fleet.poll()
+            for state in states:
+                self._observe(state)
+            ready = frozenset(state.model for state in states if state.up)
+            if ready != self.ready:
+                for model in sorted(ready ^ self.ready):
+                    seconds = next(state.start_seconds for state in states if state.model == model)
+                    _log.info(
+                        "engine_ready" if model in ready else "engine_down",
+                        model=model,
+                        start_seconds=seconds,
+                    )
+                self.ready = ready
+                self._wake.set()
+            self._stop.wait(POLL_EVERY_S)

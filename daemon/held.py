@@ -1,0 +1,137 @@
+"""A batch as the daemon holds it in memory: where it stands, what it waits for, how fast it goes.
+
+Everything here can be made anew from the spool; nothing here is ever the only copy of a fact.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from spool import lines
+from spool.batch import Batch
+from spool.record import LineError, Status
+from spool.status import Progress
+
+# Rates are measured over the last samples, taken when a part becomes durable.
+_SAMPLES = 32
+
+
+class Stage(StrEnum):
+    """What is to be done next with a batch, and by whom."""
+
+    CLAIMED = "claimed"  # show it, then validate
+    VALIDATING = "validating"  # a worker thread has it
+    VALIDATED = "validated"  # apply the verdict
+    QUEUED = "queued"  # the scheduler has it
+    ON_HOLD = "on_hold"  # its model or engine is not what it began with
+    RUNNING = "running"  # a run has it
+    ENDED = "ended"  # its run is over, or it is complete: decide what comes next
+    DECIDED = "decided"  # an outcome stands: merge, commit, publish
+    FINISHING = "finishing"  # a worker thread has it
+
+
+class StopReason(StrEnum):
+    """Why a run was told to stop working on a batch."""
+
+    PREEMPTED = "preempted"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    DISK_FULL = "disk_full"
+    SHUTDOWN = "shutdown"
+
+
+class Outcome(NamedTuple):
+    """How a batch ends.
+
+    Attributes:
+        code: for each line that has no result.
+        errors: of a failed validation.
+    """
+
+    status: Status
+    reason: str
+    code: lines.Code = lines.Code.ENGINE
+    message: str = ""
+    errors: tuple[LineError, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A batch that this daemon holds.
+
+    Attributes:
+        completed, failed, tokens: what durable parts hold.
+        run_id: of the run that has it.
+        stop_reason: why that run was told to stop, if it was.
+        failures: runs in a row that brought nothing.
+        retry_at: monotonic seconds before which nothing is tried, after an I/O error.
+        shown_at: monotonic seconds of the last status.json.
+        is_dirty: whether status.json lags behind the record.
+        samples: (monotonic seconds, results, tokens) of the running run.
+    """
+
+    batch: Batch
+    stage: Stage
+    completed: int = 0
+    failed: int = 0
+    tokens: int = 0
+    preemptions: int = 0
+    run_id: str | None = None
+    stop_reason: StopReason | None = None
+    run_error: str | None = None
+    failures: int = 0
+    retry_at: float = 0.0
+    shown_at: float = 0.0
+    is_dirty: bool = False
+    is_at_risk: bool = False
+    queued_at: float = 0.0
+    outcome: Outcome | None = None
+    verdict: object = None
+    samples: deque[tuple[float, int, int]] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
+
+    @property
+    def id(self) -> str:
+        """The batch id."""
+        return self.batch.id
+
+    @property
+    def done(self) -> int:
+        """Requests with a durable result."""
+        return self.completed + self.failed
+
+    @property
+    def left(self) -> int:
+        """Requests without one; 0 before validation."""
+        plan = self.batch.record.plan
+        return plan.requests - self.done if plan else 0
+
+    @property
+    def model(self) -> str:
+        """The model of its plan."""
+        plan = self.batch.record.plan
+        assert plan is not None
+        return plan.model
+
+    def rates(self) -> tuple[float, float] | None:
+        """(requests/s, tokens/s) over the samples; None while there are too few."""
+        if len(self.samples) < 2:
+            return None
+        (t0, done0, tokens0), (t1, done1, tokens1) = self.samples[0], self.samples[-1]
+        if t1 <= t0 or done1 <= done0:
+            return None
+        return (done1 - done0) / (t1 - t0), (tokens1 - tokens0) / (t1 - t0)
+
+    def progress(self, now: float, *, is_running: bool) -> Progress:
+        """What status.json says of it."""
+        rates = self.rates() if is_running else None
+        return Progress(
+            completed=self.completed,
+            failed=self.failed,
+            requests_per_s=round(rates[0], 3) if rates else None,
+            tokens_per_s=round(rates[1], 3) if rates else None,
+            eta_at=round(now + self.left / rates[0], 3) if rates else None,
+            at_risk=self.is_at_risk,
+        )

@@ -1,0 +1,131 @@
+"""Reports: how far running batches are, to status.json, to the metrics and to the throughput estimate.
+
+Progress is what durable parts hold, counted by listing their names. A status.json is written when something
+changed, at most every SHOW_EVERY_S for progress alone, so that users see it move at least every 2 s.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from daemon import lifecycle, logs, metrics
+from daemon.held import Held, Stage
+from daemon.runs import Runs
+from pipeline.fleet import ModelState
+from scheduler import sla
+from scheduler.job import Job
+from spool.errors import BatchGone
+
+COUNT_EVERY_S = 0.5
+SHOW_EVERY_S = 1.0
+# A batch whose status.json could not be written is tried again after this long.
+RETRY_S = 2.0
+
+_log = logs.get()
+
+
+class Reporter:
+    """Counts, estimates and shows; on the loop's thread."""
+
+    def __init__(self, runs: Runs, count: metrics.Metrics, preempt_every_s: float) -> None:
+        self._runs = runs
+        self._metrics = count
+        self._preempt_every_s = preempt_every_s
+        self._counted_at = 0.0
+
+    def report(self, held: dict[str, Held], now: float, monotonic: float) -> None:
+        """Bring everything up to date that is due."""
+        if monotonic - self._counted_at >= COUNT_EVERY_S:
+            self._count_all(held, now, monotonic)
+        for batch in list(held.values()):
+            if self._is_due(batch, monotonic):
+                self._show(batch, now, monotonic)
+
+    def _count_all(self, held: dict[str, Held], now: float, monotonic: float) -> None:
+        seconds, self._counted_at = monotonic - self._counted_at, monotonic
+        done: Counter[str] = Counter()
+        for batch in held.values():
+            if batch.stage is Stage.RUNNING:
+                done[batch.model] += self._count(batch, monotonic)
+                self._judge_risk(batch, now)
+        for model in {going.model for going in self._runs.going.values()}:
+            self._runs.throughput.observe(model, done[model], min(seconds, 10 * COUNT_EVERY_S))
+        self._export(held)
+
+    def _count(self, held: Held, monotonic: float) -> int:
+        """Count a running batch's parts; a batch that is complete need not wait for the rest of its run."""
+        before, completed_before = held.done, held.completed
+        try:
+            lifecycle.recount(held)
+        except (BatchGone, OSError):
+            return 0  # the next move of the batch meets the same and acts on it
+        if held.done > before or not held.samples:
+            held.samples.append((monotonic, held.done, held.tokens))
+            completed = held.completed - completed_before
+            self._metrics.requests_ended(held.model, metrics.Outcome.COMPLETED, completed)
+            self._metrics.requests_ended(held.model, metrics.Outcome.FAILED, held.done - before - completed)
+            held.is_dirty = held.is_dirty or held.done > before
+        if held.left == 0:
+            held.stage = Stage.ENDED
+        return held.done - before
+
+    def _judge_risk(self, held: Held, now: float) -> None:
+        rate = self._runs.throughput.rates.get(held.model)
+        job = Job.of(held.batch.record, held.left)
+        is_at_risk = sla.at_risk(
+            job, now, rate, self._preempt_every_s if held.batch.record.pool == "spot" else 0.0
+        )
+        if is_at_risk != held.is_at_risk:
+            held.is_at_risk = held.is_dirty = is_at_risk
+            _log.info("deadline_at_risk" if is_at_risk else "deadline_safe", batch=held.id, left=held.left)
+
+    def _is_due(self, held: Held, monotonic: float) -> bool:
+        if not held.is_dirty or held.stage in (
+            Stage.CLAIMED,
+            Stage.VALIDATING,
+            Stage.DECIDED,
+            Stage.FINISHING,
+        ):
+            return False  # a worker has it, or its next move shows it
+        return monotonic - held.shown_at >= (SHOW_EVERY_S if held.stage is Stage.RUNNING else 0.0)
+
+    def _show(self, held: Held, now: float, monotonic: float) -> None:
+        held.shown_at = monotonic
+        try:
+            held.batch.show(held.progress(now, is_running=held.stage is Stage.RUNNING))
+            held.is_dirty = False
+        except BatchGone:
+            pass  # the next move of the batch meets the same and acts on it
+        except OSError as error:
+            held.shown_at = monotonic + RETRY_S
+            _log.warning("status_not_written", batch=held.id, error=str(error))
+
+    def _export(self, held: dict[str, Held]) -> None:
+        self._metrics.set_active(Counter(batch.batch.record.status for batch in held.values()))
+        self._metrics.set_held(len(held))
+        at_risk = sum(batch.is_at_risk for batch in held.values())
+        self._metrics.set_queue(len(self._runs.queue), at_risk, self._runs.waiting)
+        for pool in metrics.POOLS:
+            self._metrics.set_pool(pool, self._runs.pools.capacity(pool), self._runs.pools.free(pool))
+
+
+class EngineMetrics:
+    """Turns what the fleet says into metrics; called on the engines' thread."""
+
+    def __init__(self, count: metrics.Metrics) -> None:
+        self._metrics = count
+        self._restarts: dict[str, int] = {}
+
+    def observe(self, state: ModelState) -> None:
+        """Take in one model's state."""
+        self._metrics.set_engine_up(state.model, state.up > 0)
+        self._metrics.set_inflight(state.model, state.inflight)
+        if state.start_seconds is not None and state.up:
+            self._metrics.engine_started(state.model, state.start_seconds)
+        for _ in range(state.restarts - self._restarts.get(state.model, 0)):
+            self._metrics.engine_restarted(state.model)
+        self._restarts[state.model] = state.restarts
+        for seconds in state.durations:
+            self._metrics.request_took(state.model, seconds)
+        for kind, count in zip(metrics.TokenKind, state.usage, strict=True):
+            self._metrics.tokens_used(state.model, kind, count)

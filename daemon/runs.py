@@ -1,0 +1,180 @@
+"""Runs: asks the scheduler what begins now and where, starts it in a worker thread, and ends it.
+
+Every decision is logged with its reason and counted. A slot of a pool is taken before the run begins and
+given back when its thread has ended, whatever became of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from config.settings import Settings
+from daemon import logs
+from daemon.held import Held, Stage, StopReason
+from daemon.metrics import Metrics
+from daemon.workers import Workers
+from pipeline import errors
+from pipeline.run import Work
+from scheduler import assign
+from scheduler.job import PoolName
+from scheduler.pools import Pools, Run
+from scheduler.queue import Queue
+from scheduler.sla import Throughput
+from spool import control
+from spool.errors import BatchGone
+from spool.record import Phase, Status
+
+_log = logs.get()
+
+# After an I/O error, seconds.
+RETRY_S = 2.0
+
+# Runs works of one model on a pool's nodes; blocks (pipeline.run.run with the fleet bound).
+Execute = Callable[[list[Work], str, dict[str, float]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Going:
+    """A run that is going."""
+
+    run: Run
+    model: str
+    batches: tuple[Held, ...]
+
+
+class Runs:
+    """The scheduler's state, and the runs that are going."""
+
+    def __init__(self, settings: Settings, workers: Workers, count: Metrics, execute: Execute) -> None:
+        scheduler = settings.scheduler
+        self.queue = Queue(scheduler.policy, limit=scheduler.max_claimed)
+        self.pools = Pools(scheduler.pools)
+        self.throughput = Throughput()
+        self.going: dict[str, _Going] = {}
+        self._settings = scheduler
+        self._workers = workers
+        self._metrics = count
+        self._execute = execute
+        self._numbers = itertools.count(1)
+        self.waiting: dict[assign.WaitReason, int] = {}
+        self._told: dict[str, assign.WaitReason] = {}
+
+    def begin_some(self, held: dict[str, Held], ready: Collection[str], now: float, monotonic: float) -> None:
+        """Begin what the scheduler says may begin now."""
+        begun, waiting = assign.assign(self.queue, self.pools, now, ready, self.throughput.rates)
+        for assignment in begun:
+            self._begin(assignment, held, now, monotonic)
+        self._note_waiting(waiting)
+
+    def _begin(
+        self, assignment: assign.Assignment, held: dict[str, Held], now: float, monotonic: float
+    ) -> None:
+        batches = []
+        for job in assignment.jobs:
+            batch = held[job.batch_id]
+            self.queue.remove(job.batch_id)
+            if self._is_begun(batch, assignment, now, monotonic):
+                batches.append(batch)
+        if not batches:
+            return
+        run = Run(f"run-{next(self._numbers)}", assignment.pool, now)
+        self.pools.take(run)
+        self.going[run.run_id] = _Going(run, assignment.model, tuple(batches))
+        for batch in batches:
+            batch.stage, batch.run_id, batch.stop_reason, batch.run_error = (
+                Stage.RUNNING,
+                run.run_id,
+                None,
+                None,
+            )
+            batch.is_dirty = True
+            batch.samples.clear()
+            self._told.pop(batch.id, None)
+            self._metrics.queue_waited(monotonic - batch.queued_at)
+            _log.info(
+                "batch_assigned",
+                batch=batch.id,
+                pool=assignment.pool,
+                reason=assignment.reason,
+                run=run.run_id,
+                attempt=batch.batch.record.runs,
+                requests=batch.left,
+            )
+        self._metrics.pool_assigned(assignment.pool, assignment.reason)
+        works = [Work(batch.batch.folder, batch.batch.record.runs) for batch in batches]
+        resources = self._resources(assignment.pool)
+        self._workers.submit(
+            "run",
+            self._execute,
+            works,
+            assignment.model,
+            resources,
+            then=lambda done: self._ended(run.run_id, done),
+        )
+
+    def _is_begun(self, held: Held, assignment: assign.Assignment, now: float, monotonic: float) -> bool:
+        """Make the begin of a batch's run durable; False if it cannot be, and the batch waits."""
+        record = held.batch.record
+        status = record.status if record.status is Status.CANCELLING else Status.IN_PROGRESS
+        try:
+            control.clear_stop(held.batch.folder)
+            held.batch.advance(
+                now,
+                status,
+                Phase.RUNNING,
+                f"assigned to {assignment.pool}: {assignment.reason}",
+                pool=assignment.pool,
+                runs=record.runs + 1,
+                in_progress_at=record.in_progress_at or now,
+            )
+        except (OSError, BatchGone) as error:
+            held.stage, held.retry_at = Stage.VALIDATED, monotonic + RETRY_S  # is queued again then
+            _log.warning("run_not_begun", batch=held.id, error=str(error))
+            return False
+        return True
+
+    def _resources(self, pool: PoolName) -> dict[str, float]:
+        pools = self._settings.pools
+        return dict((pools.spot if pool == "spot" else pools.dedicated).resources)
+
+    def _ended(self, run_id: str, done: Future[None]) -> None:
+        """A run's thread has ended: give the slot back and let each of its batches move on."""
+        going = self.going.pop(run_id)
+        self.pools.release(run_id)
+        problem = None
+        try:
+            done.result()
+        except (errors.PipelineError, OSError) as error:
+            problem = str(error)
+            _log.error("run_failed", run=run_id, model=going.model, error=problem)
+        for held in going.batches:
+            if held.stage is Stage.RUNNING and held.run_id == run_id:
+                held.stage, held.run_error = Stage.ENDED, problem
+
+    def preempt_some(self, now: float, stop: Callable[[Held, StopReason], None]) -> None:
+        """Let the mock spot pool take back what it wants."""
+        for run_id in self.pools.preempt(now):
+            going = self.going[run_id]
+            _log.info("run_preempted", run=run_id, pool=going.run.pool, batches=len(going.batches))
+            self._metrics.pool_preempted(going.run.pool)
+            self.stop_all(going.batches, StopReason.PREEMPTED, stop)
+
+    def stop_all(
+        self, batches: Collection[Held], reason: StopReason, stop: Callable[[Held, StopReason], None]
+    ) -> None:
+        """Stop what runs of these batches, unless it is stopping already."""
+        for held in batches:
+            if held.stage is Stage.RUNNING and held.stop_reason is None:
+                stop(held, reason)
+
+    def _note_waiting(self, waiting: list[assign.Waiting]) -> None:
+        """Log each job's reason to wait once, and again when it changes."""
+        now_waiting = {job.batch_id: each.reason for each in waiting for job in each.jobs}
+        for batch_id, reason in now_waiting.items():
+            if self._told.get(batch_id) != reason:
+                _log.info("batch_waiting", batch=batch_id, reason=reason)
+        self._told = now_waiting
+        self.waiting = {each.reason: len(each.jobs) for each in waiting}

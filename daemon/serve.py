@@ -1,0 +1,119 @@
+"""Builds the daemon from its settings, runs the loop, and takes everything down again in order."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+
+import prometheus_client
+
+from config.settings import Settings
+from daemon import http, logs, metrics, signals
+from daemon.clock import Clock
+from daemon.engines import Engines
+from daemon.intake import Intake
+from daemon.lifecycle import Lifecycle
+from daemon.loop import Loop, Parts
+from daemon.report import EngineMetrics, Reporter
+from daemon.runs import Runs
+from daemon.watch import Watcher
+from daemon.workers import Workers
+from pipeline import engine
+from pipeline.fleet import Fleet
+from pipeline.run import Work
+from pipeline.run import run as run_works
+from spool import create, lease
+
+# Start-up recovery of thousands of batches, and the start of Ray, happen without a completed step.
+_STALE_S = 120.0
+
+_log = logs.get()
+
+
+class NotStarted(Exception):
+    """The daemon cannot start; the message is one line."""
+
+
+def preflight(settings: Settings) -> None:
+    """Find what can be found without Ray and without loading a model.
+
+    Raises:
+        EngineStartError: a model cannot be served here.
+    """
+    for model in settings.models:
+        engine.preflight(model)
+
+
+def serve(settings: Settings) -> None:
+    """Serve the spool until a signal asks to stop. Must be called in the main thread.
+
+    Raises:
+        SpoolUnavailable: the spool cannot be used.
+        EngineStartError: Ray or an engine cannot be started.
+        NotStarted: the metrics port cannot be had.
+    """
+    logs.configure(settings.log)
+    stop, wake = threading.Event(), threading.Event()
+    signals.install(stop, wake)
+    home = create.open_or_create(Path(settings.spool.root))
+    create.check_writable(home)
+    registry = prometheus_client.CollectorRegistry()
+    count = metrics.Metrics(registry, [model.name for model in settings.models])
+    health = http.Health(_STALE_S)
+    server = http.Server(settings.metrics, registry, health)
+    with contextlib.ExitStack() as stack:
+        try:
+            server.start()
+        except http.CannotListen as error:
+            raise NotStarted(str(error)) from error
+        stack.callback(server.stop)
+        held = lease.Lease(home, heartbeat_s=settings.lease.heartbeat_s, expire_s=settings.lease.expire_s)
+        stack.callback(held.release)
+        host, port = server.address
+        _log.info(
+            "starting",
+            spool=str(home.root),
+            instance=held.folder.name,
+            metrics=f"http://{host}:{port}/metrics",
+        )
+        fleet = Fleet(settings)
+        stack.callback(fleet.stop)
+        fleet.start_ray()
+        logs.absorb("ray")
+        engines = Engines(
+            fleet, tuple(model.name for model in settings.models), wake, EngineMetrics(count).observe
+        )
+        stack.callback(engines.stop, 5.0)
+        engines.start()
+        watcher = Watcher(home.inbox, settings.inbox.backend, wake)
+        stack.callback(watcher.stop)
+        watcher.start()
+        workers = Workers(
+            wake, runs=settings.scheduler.pools.spot.capacity + settings.scheduler.pools.dedicated.capacity
+        )
+        stack.callback(workers.stop)
+
+        def execute(works: list[Work], model: str, resources: dict[str, float]) -> None:
+            run_works(works, model, fleet, settings, resources)
+
+        clock = Clock()
+        runs = Runs(settings, workers, count, execute)
+        loop = Loop(
+            Parts(
+                settings=settings,
+                home=home,
+                clock=clock,
+                wake=wake,
+                workers=workers,
+                engines=engines,
+                intake=Intake(settings, home, held.folder, watcher, count),
+                runs=runs,
+                lifecycle=Lifecycle(settings, clock, workers, runs, count),
+                reporter=Reporter(runs, count, settings.scheduler.pools.spot.preempt_every_s),
+                metrics=count,
+                health=health,
+            )
+        )
+        loop.run(stop)
+    _log.info("stopped")

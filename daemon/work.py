@@ -1,0 +1,118 @@
+"""What worker threads do with one batch: validate it, and end it. No decision is made here but the verdict.
+
+Both may be repeated from the start after an I/O error or a crash. Raises BatchGone where another daemon has
+adopted the batch, OSError where the world is bad.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from daemon.held import Outcome
+from pipeline import merge, validate
+from spool import claim, publish
+from spool.batch import Batch
+from spool.errors import BatchGone
+from spool.record import FileIdentity, Final, LineError
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What validating a batch found.
+
+    Attributes:
+        problem: why the file fails whatever its lines say.
+        verdict: None where there is a problem.
+        identity: of the drop after it was copied.
+    """
+
+    problem: LineError | None
+    verdict: validate.Verdict | None
+    identity: FileIdentity | None
+
+
+def check(batch: Batch, rules: validate.Rules, stopped: Callable[[], bool]) -> Checked:
+    """Validate a claimed drop and make the private copy."""
+    record = batch.record
+    if record.sidecar_error:
+        return Checked(LineError(code="invalid_request", message=record.sidecar_error), None, None)
+    try:
+        descriptor = os.open(batch.drop, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except PermissionError:
+        problem = "the file cannot be read by the daemon: make it readable and drop it again"
+        return Checked(LineError(code="invalid_request", message=problem), None, None)
+    except FileNotFoundError as error:
+        raise BatchGone(f"{batch.id} was adopted by another daemon") from error
+    with open(descriptor, "rb", buffering=1 << 20) as source:
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):
+            return Checked(LineError(code="invalid_request", message="not a regular file"), None, None)
+        if not _is_same(claim.identity(before), record.identity):
+            return Checked(_MODIFIED, None, None)
+        try:
+            verdict = validate.check_and_copy(source, batch.folder, batch.id, rules, stopped)
+        except FileNotFoundError as error:
+            raise BatchGone(f"{batch.id} was adopted by another daemon") from error
+        after = os.fstat(descriptor)
+    if not _is_same(claim.identity(after), record.identity) or _was_touched(before, after):
+        return Checked(_MODIFIED, None, None)
+    return Checked(None, verdict, claim.identity(after))
+
+
+_MODIFIED = LineError(
+    code="input_modified",
+    message="the file was written to after it was claimed: drop it again when it is complete, best by rename",
+)
+
+
+def _is_same(one: FileIdentity, other: FileIdentity) -> bool:
+    """Whether it is the same file with the same content; a rename changes ctime, so that is not compared."""
+    return (one.inode, one.size_bytes, one.mtime_ns) == (other.inode, other.size_bytes, other.mtime_ns)
+
+
+def _was_touched(before: os.stat_result, after: os.stat_result) -> bool:
+    """Whether ctime moved for another reason than a hard link that came or went, such as `submit`'s own."""
+    return before.st_nlink == after.st_nlink and before.st_ctime_ns != after.st_ctime_ns
+
+
+def finish(batch: Batch, outcome: Outcome, now: Callable[[], float]) -> Final:
+    """Merge, commit and publish; what is committed already is only published."""
+    if batch.final is None:
+        publish.commit(batch, _decide(batch, outcome, now))
+    publish.roll_forward(batch)
+    assert batch.final is not None
+    return batch.final
+
+
+def _decide(batch: Batch, outcome: Outcome, now: Callable[[], float]) -> Final:
+    plan = batch.record.plan
+    if plan is None:
+        return Final(batch_id=batch.id, outcome=outcome.status, reason=outcome.reason, at=now())
+    try:
+        merged = merge.merge(batch.folder, plan.requests, (outcome.code, outcome.message), batch.mode)
+        drop = claim.identity(os.stat(batch.drop))
+    except FileNotFoundError as error:
+        if not batch.folder.is_dir():
+            raise BatchGone(f"{batch.id} was adopted by another daemon") from error
+        raise
+    warnings = list(batch.record.warnings)
+    if not _is_same(drop, batch.record.identity):
+        warnings.append(
+            "the dropped file was written to after it was validated; the answers are for what it held then"
+        )
+    return Final(
+        batch_id=batch.id,
+        outcome=outcome.status,
+        reason=outcome.reason,
+        at=now(),
+        total=merged.total,
+        completed=merged.completed,
+        failed=merged.failed,
+        output=merged.output,
+        errors_file=merged.errors,
+        usage=merged.usage,
+        warnings=tuple(warnings),
+    )
