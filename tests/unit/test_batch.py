@@ -15,7 +15,7 @@ from spool import claim, control, layout, parts, publish, recover, status
 from spool.batch import Batch
 from spool.errors import BatchGone
 from spool.record import FileFacts, Final, Phase, Status
-from tests.unit import spools
+from tests import spools
 
 
 def _status(batch: Batch) -> OpenAIBatch:

@@ -1,0 +1,466 @@
+"""The loop on real folders and real threads, with a stand-in for the run: each decision without Ray or an engine.
+
+The stand-in answers lines itself, by the very files a run would write, and waits where a test wants it to.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import prometheus_client
+import pytest
+from openai.types import Batch as OpenAIBatch
+
+from config.settings import Settings
+from daemon import http, metrics
+from daemon.clock import Clock
+from daemon.engines import Engines
+from daemon.intake import Intake
+from daemon.lifecycle import Lifecycle
+from daemon.loop import Loop, Parts
+from daemon.report import Reporter
+from daemon.runs import Runs
+from daemon.watch import Watcher
+from daemon.workers import Workers
+from pipeline import errors
+from pipeline.fleet import ModelState
+from pipeline.run import Work
+from spool import control, create, lease, lines, parts, plan
+from spool.parts import Result, Usage
+
+LIMIT_S = 20.0
+
+
+class _Fleet:
+    """A fleet whose engines are up at once."""
+
+    def __init__(self, error: str | None = None) -> None:
+        self._error = error
+
+    def start_engines(self) -> None:
+        if self._error:
+            raise errors.EngineStartError(self._error)
+
+    def poll(self) -> list[ModelState]:
+        return [ModelState("m", 1, 1, 0, 0.1, 0, (), {}, Usage())]
+
+
+class Run:
+    """Stands in for pipeline.run.run: answers shard by shard, as told."""
+
+    def __init__(self) -> None:
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+        self.answers_before_wait = 0
+        self.error: Exception | None = None
+        self.calls: list[list[str]] = []
+
+    def __call__(self, works: list[Work], model: str, resources: dict[str, float]) -> None:
+        self.calls.append([work.folder.name for work in works])
+        if self.error:
+            raise self.error
+        for work in works:
+            for shard in plan.read(work.folder):
+                self._shard(work, shard)
+
+    def _shard(self, work: Work, shard: plan.Shard) -> None:
+        done = {
+            result.line
+            for name in parts.list_parts(work.folder)
+            if name.shard == shard.index
+            for result in parts.read(work.folder, name)
+        }
+        results = []
+        for line, raw in plan.read_requests(work.folder, shard):
+            if line in done:
+                continue
+            if len(results) >= self.answers_before_wait:
+                while not self.may_go_on.wait(0.01):
+                    if control.must_stop(work.folder):
+                        break
+                if control.must_stop(work.folder):
+                    break
+            custom_id = orjson.loads(raw)["custom_id"]
+            key = lines.request_key("batch_x", line)
+            text = lines.response_line(key, custom_id, 200, orjson.dumps({"answer": custom_id}))
+            results.append(Result(line, True, Usage(2, 0, 1, 0), text))
+        if results:
+            parts.write(work.folder, shard.index, work.attempt, results)
+
+
+class Daemon:
+    """A loop that a test drives pass by pass."""
+
+    def __init__(self, tmp_path: Path, fleet: _Fleet | None = None, **sections: Any) -> None:
+        self.settings = Settings(
+            models=({"name": "m", "kind": "echo", **sections.pop("model", {})},),
+            spool={"root": str(tmp_path / "spool"), "min_free_bytes": 0, **sections.pop("spool", {})},
+            inbox={"settle_s": 0, "backend": "polling", "poll_s": 0.05},
+            **sections,
+        )
+        self.home = create.open_or_create(tmp_path / "spool")
+        self.wake = threading.Event()
+        self.run = Run()
+        self.lease = lease.Lease(self.home, heartbeat_s=5, expire_s=60)
+        self.metrics = metrics.Metrics(prometheus_client.CollectorRegistry(), ["m"])
+        self.health = http.Health(60)
+        self.clock = Clock()
+        workers = Workers(self.wake, runs=3)
+        self.engines = Engines(fleet or _Fleet(), ("m",), self.wake, lambda state: None)
+        self.runs = Runs(self.settings, workers, self.metrics, self.run)
+        self.lifecycle = Lifecycle(self.settings, self.clock, workers, self.runs, self.metrics)
+        watcher = Watcher(self.home.inbox, "polling", self.wake)
+        self.loop = Loop(
+            Parts(
+                settings=self.settings,
+                home=self.home,
+                clock=self.clock,
+                wake=self.wake,
+                workers=workers,
+                engines=self.engines,
+                intake=Intake(self.settings, self.home, self.lease.folder, watcher, self.metrics),
+                runs=self.runs,
+                lifecycle=self.lifecycle,
+                reporter=Reporter(self.runs, self.metrics, 0.0),
+                metrics=self.metrics,
+                health=self.health,
+            )
+        )
+        self.engines.start()
+
+    def drop(self, name: str = "jan", count: int = 3, sidecar: str = "", **changes: Any) -> None:
+        """Drop a file of requests a0, a1, …"""
+        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+        rows = [
+            {"custom_id": f"a{n}", "method": "POST", "url": "/v1/chat/completions", "body": body, **changes}
+            for n in range(count)
+        ]
+        if sidecar:
+            (self.home.inbox / f"{name}.batch.yaml").write_text(sidecar)
+        (self.home.inbox / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def step(self, later_s: float = 0.0) -> None:
+        """One pass, as if it were this much later."""
+        self.loop.step(time.monotonic() + later_s, is_woken=True)
+
+    def until(self, holds: Callable[[], Any], later_s: float = 0.0) -> Any:
+        """Step until something holds."""
+        ends_at = time.monotonic() + LIMIT_S
+        while time.monotonic() < ends_at:
+            self.step(later_s)
+            if found := holds():
+                return found
+            self.wake.wait(0.01)
+            self.wake.clear()
+        raise AssertionError("did not come to hold")
+
+    def status(self, name: str = "jan") -> OpenAIBatch | None:
+        """What a reader sees."""
+        try:
+            content = (self.home.outbox / name / "status.json").read_bytes()
+        except FileNotFoundError:
+            return None
+        return OpenAIBatch.model_validate(orjson.loads(content))
+
+    def extra(self, name: str = "jan") -> dict[str, Any]:
+        return orjson.loads((self.home.outbox / name / "status.json").read_bytes())["batchd"]
+
+    def is_at(self, *statuses: str, name: str = "jan") -> Callable[[], OpenAIBatch | None]:
+        def look() -> OpenAIBatch | None:
+            shown = self.status(name)
+            return shown if shown and shown.status in statuses else None
+
+        return look
+
+    def phase(self, phase: str, name: str = "jan") -> Callable[[], bool]:
+        return lambda: self.status(name) is not None and self.extra(name)["phase"] == phase
+
+    def lines(self, file: str, name: str = "jan") -> list[dict[str, Any]]:
+        path = self.home.outbox / name / file
+        return [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+    def stop(self) -> None:
+        self.run.may_go_on.set()
+        self.loop.shut_down()
+        self.engines.stop(1.0)
+        self.lease.release()
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Makes daemons on one spool, one after the other, and stops them."""
+    made: list[Daemon] = []
+
+    def build(**sections: Any) -> Daemon:
+        made.append(Daemon(tmp_path, **sections))
+        return made[-1]
+
+    yield build
+    for daemon in made:
+        daemon.stop()
+
+
+def _ids(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["custom_id"] for row in rows]
+
+
+def test_a_drop_is_answered_in_input_order(make: Callable[..., Daemon]) -> None:
+    """Output in order, no errors file, nothing left in work/, the drop in archive/."""
+    daemon = make()
+    daemon.drop(count=300)
+    shown = daemon.until(daemon.is_at("completed"))
+    assert _ids(daemon.lines("output.jsonl")) == [f"a{n}" for n in range(300)]
+    assert not (daemon.home.outbox / "jan/errors.jsonl").exists()
+    assert (shown.output_file_id, shown.error_file_id) == ("jan/output.jsonl", None)
+    assert (shown.request_counts.total, shown.request_counts.completed) == (300, 300)
+    assert shown.usage.total_tokens == 900
+    assert shown.created_at <= shown.in_progress_at <= shown.finalizing_at <= shown.completed_at
+    assert [event["phase"] for event in daemon.extra()["history"]] == [
+        "validating",
+        "queued",
+        "running",
+        "merging",
+        "done",
+    ]
+    daemon.until(lambda: not daemon.lifecycle.held)
+    assert (daemon.home.archive / shown.id / "drop.jsonl").exists()
+
+
+def test_an_invalid_file_fails_with_all_its_errors(make: Callable[..., Daemon]) -> None:
+    """Nothing runs; only failed_at is set; counts are 0."""
+    daemon = make()
+    daemon.drop(count=3, method="GET")
+    shown = daemon.until(daemon.is_at("failed"))
+    assert [(error.code, error.line) for error in shown.errors.data] == [
+        ("invalid_method", 1),
+        ("invalid_method", 2),
+        ("invalid_method", 3),
+    ]
+    assert (shown.failed_at is not None, shown.in_progress_at, shown.output_file_id) == (True, None, None)
+    assert shown.request_counts.total == 0
+    assert daemon.run.calls == []
+
+
+def test_skip_sends_bad_lines_to_the_errors_file(make: Callable[..., Daemon]) -> None:
+    """`on_invalid: skip` runs the rest, and each line ends up once."""
+    daemon = make()
+    daemon.drop(count=2, sidecar="on_invalid: skip\n")
+    with open(daemon.home.inbox / "jan.jsonl", "a") as file:
+        file.write("not json\n")
+    shown = daemon.until(daemon.is_at("completed"))
+    assert _ids(daemon.lines("output.jsonl")) == ["a0", "a1"]
+    (bad,) = daemon.lines("errors.jsonl")
+    assert bad["response"]["body"]["error"]["code"] == "invalid_json_line"
+    assert (shown.request_counts.completed, shown.request_counts.failed) == (2, 1)
+
+
+def test_a_bad_sidecar_fails_the_batch(make: Callable[..., Daemon]) -> None:
+    """With the key that is wrong."""
+    daemon = make()
+    daemon.drop(sidecar="pool: cheap\n")
+    shown = daemon.until(daemon.is_at("failed"))
+    assert shown.errors.data[0].code == "invalid_request"
+    assert "sidecar pool" in shown.errors.data[0].message
+
+
+def test_a_cancel_keeps_what_is_finished(make: Callable[..., Daemon]) -> None:
+    """Finished lines stay in the output, the others get batch_cancelled; a second cancel changes nothing."""
+    daemon = make()
+    daemon.run.may_go_on.clear()
+    daemon.run.answers_before_wait = 2
+    daemon.drop(count=5)
+    daemon.until(daemon.phase("running"))
+    control.request_cancel(daemon.home.outbox / "jan")
+    shown = daemon.until(daemon.is_at("cancelled"), later_s=2)
+    assert _ids(daemon.lines("output.jsonl")) == ["a0", "a1"]
+    failures = daemon.lines("errors.jsonl")
+    assert _ids(failures) == ["a2", "a3", "a4"]
+    assert {row["error"]["code"] for row in failures} == {"batch_cancelled"}
+    assert shown.cancelling_at is not None
+    assert shown.cancelled_at is not None
+    assert (shown.request_counts.completed, shown.request_counts.failed) == (2, 3)
+    assert not control.cancel_requested(daemon.home.outbox / "jan")
+
+
+def test_a_deadline_keeps_what_is_finished(make: Callable[..., Daemon]) -> None:
+    """What is unfinished at deadline_at gets batch_expired."""
+    daemon = make()
+    daemon.run.may_go_on.clear()
+    daemon.run.answers_before_wait = 1
+    daemon.drop(count=3, sidecar="completion_window: 1h\n")
+    daemon.until(daemon.phase("running"))
+    shown = daemon.until(daemon.is_at("expired"), later_s=3601)
+    assert _ids(daemon.lines("output.jsonl")) == ["a0"]
+    assert {row["error"]["code"] for row in daemon.lines("errors.jsonl")} == {"batch_expired"}
+    assert shown.expired_at is not None
+
+
+def test_a_queued_batch_expires_too(make: Callable[..., Daemon]) -> None:
+    """Straight from validating, with a line for each request."""
+    daemon = make()
+    daemon.run.may_go_on.clear()
+    for n in range(4):
+        daemon.drop(f"b{n}", count=2)  # the queue is in the order of the names
+        daemon.until(daemon.phase("running" if n < 3 else "queued", f"b{n}"))
+    daemon.until(daemon.is_at("expired", name="b3"), later_s=86401)
+    assert [row["error"]["code"] for row in daemon.lines("errors.jsonl", "b3")] == ["batch_expired"] * 2
+
+
+def test_runs_never_exceed_the_pools(make: Callable[..., Daemon]) -> None:
+    """Two on spot, one on dedicated, the fourth waits and runs when a slot is free."""
+    daemon = make()
+    daemon.run.may_go_on.clear()
+    for n in range(4):
+        daemon.drop(f"b{n}")
+        daemon.until(daemon.phase("running" if n < 3 else "queued", f"b{n}"))
+    assert [daemon.extra(f"b{n}")["pool"] for n in range(4)] == ["spot", "spot", "dedicated", None]
+    daemon.run.may_go_on.set()
+    daemon.until(daemon.is_at("completed", name="b3"))
+
+
+def test_small_batches_share_a_run(make: Callable[..., Daemon]) -> None:
+    """What waits together runs together."""
+    daemon = make()
+    (daemon.home.root / "pause").touch()
+    for n in range(20):
+        daemon.drop(f"b{n:02}")
+    daemon.step()
+    (daemon.home.root / "pause").unlink()
+    daemon.until(lambda: all(daemon.is_at("completed", name=f"b{n:02}")() for n in range(20)), later_s=2)
+    assert len(daemon.run.calls) < 20
+
+
+def test_a_pre_empted_batch_goes_on_where_it_was(make: Callable[..., Daemon]) -> None:
+    """Its finished lines are kept and no line is answered twice."""
+    daemon = make(scheduler={"pools": {"spot": {"capacity": 1, "preempt_every_s": 3600}}})
+    daemon.run.may_go_on.clear()
+    daemon.run.answers_before_wait = 2
+    daemon.drop(count=5, sidecar="completion_window: 7d\npool: spot\n")
+    daemon.until(daemon.phase("running"))
+    daemon.until(lambda: len(daemon.run.calls) == 2, later_s=86400)
+    daemon.run.may_go_on.set()
+    daemon.until(daemon.is_at("completed"), later_s=86400)
+    assert _ids(daemon.lines("output.jsonl")) == [f"a{n}" for n in range(5)]
+    assert "preempted" in [event["phase"] for event in daemon.extra()["history"]]
+    assert daemon.extra()["attempt"] == 2
+
+
+def test_a_paused_spool_claims_nothing(make: Callable[..., Daemon]) -> None:
+    """The drop stays in the inbox while `pause` stands."""
+    daemon = make()
+    (daemon.home.root / "pause").touch()
+    daemon.drop()
+    for _ in range(5):
+        daemon.step()
+    assert (daemon.home.inbox / "jan.jsonl").exists()
+    (daemon.home.root / "pause").unlink()
+    daemon.until(daemon.is_at("completed"), later_s=2)
+
+
+def test_a_nearly_full_disk_stops_claims_and_runs_and_is_told(
+    make: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The running batch waits with its finished lines, /readyz says so, and status.json does afterwards."""
+    daemon = make(spool={"min_free_bytes": 1000})
+    daemon.run.may_go_on.clear()
+    daemon.run.answers_before_wait = 1
+    daemon.drop(count=3)
+    daemon.until(daemon.phase("running"))
+    monkeypatch.setattr(control, "free_bytes", lambda home: 999)
+    daemon.drop("feb")
+    daemon.until(lambda: not daemon.runs.going, later_s=2)
+    assert "disk nearly full" in daemon.health.not_ready()
+    assert (daemon.home.inbox / "feb.jsonl").exists()
+    monkeypatch.setattr(control, "free_bytes", lambda home: 1000)
+    daemon.run.may_go_on.set()
+    daemon.until(daemon.is_at("completed"), later_s=4)
+    daemon.until(daemon.is_at("completed", name="feb"), later_s=4)
+    assert _ids(daemon.lines("output.jsonl")) == ["a0", "a1", "a2"]
+    assert "disk space" in daemon.extra()["warnings"][0]
+
+
+def test_a_run_that_fails_again_and_again_ends_with_engine_errors(make: Callable[..., Daemon]) -> None:
+    """Nothing is lost and nothing hangs: each line says why it has no answer."""
+    daemon = make()
+    daemon.run.error = errors.RunError("the engine is broken")
+    daemon.drop(count=2)
+    later_s = 0.0
+    while not daemon.is_at("completed")() and later_s < 1000:
+        daemon.step(later_s)
+        daemon.wake.wait(0.02)
+        later_s += 2
+    shown = daemon.status()
+    assert shown is not None
+    assert (shown.status, shown.request_counts.failed, shown.output_file_id) == ("completed", 2, None)
+    assert {row["error"]["code"] for row in daemon.lines("errors.jsonl")} == {"engine_error"}
+    assert "the engine is broken" in daemon.lines("errors.jsonl")[0]["error"]["message"]
+
+
+def test_a_stop_in_mid_batch_is_taken_up_by_the_next_start(make: Callable[..., Daemon]) -> None:
+    """The finished lines are kept, the epoch rises, and it is no crash."""
+    first = make()
+    first.run.may_go_on.clear()
+    first.run.answers_before_wait = 2
+    first.drop(count=5)
+    first.until(first.phase("running"))
+    before = first.status()
+    first.loop.shut_down()
+    first.lease.release()
+    second = make()
+    second.until(second.is_at("completed"))
+    assert before is not None
+    assert second.status().id == before.id
+    assert _ids(second.lines("output.jsonl")) == [f"a{n}" for n in range(5)]
+    assert second.extra()["attempt"] == 2
+
+
+def test_an_engine_that_cannot_start_ends_the_loop(make: Callable[..., Daemon]) -> None:
+    """With its own one line; what was dropped stays."""
+    daemon = make(fleet=_Fleet(error="model 'm': no such folder"))
+    with pytest.raises(errors.EngineStartError, match="no such folder"):
+        daemon.until(lambda: False)
+
+
+def test_a_batch_whose_engine_changed_is_held(make: Callable[..., Daemon]) -> None:
+    """It says why, runs nothing, and can still be cancelled."""
+    first = make()
+    first.run.may_go_on.clear()
+    first.run.answers_before_wait = 1
+    first.drop(count=3)
+    first.until(first.phase("running"))
+    first.loop.shut_down()
+    first.lease.release()
+    second = make(model={"failure_rate": 0.5})
+    second.until(lambda: second.extra()["warnings"])
+    assert "set it back" in second.extra()["warnings"][0]
+    assert second.run.calls == []
+    control.request_cancel(second.home.outbox / "jan")
+    second.until(second.is_at("cancelled"), later_s=2)
+    assert _ids(second.lines("output.jsonl")) == ["a0"]
+
+
+def test_a_file_that_changes_after_the_claim_fails(
+    make: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that goes on through its old descriptor is noticed: input_modified."""
+    daemon = make()
+    from daemon import work
+
+    plain = work.validate.check_and_copy
+
+    def write_meanwhile(source: Any, folder: Path, *args: Any) -> Any:
+        verdict = plain(source, folder, *args)
+        with open(folder / "drop.jsonl", "a") as file:
+            file.write("\n")
+        return verdict
+
+    monkeypatch.setattr(work.validate, "check_and_copy", write_meanwhile)
+    daemon.drop()
+    shown = daemon.until(daemon.is_at("failed"))
+    assert shown.errors.data[0].code == "input_modified"
