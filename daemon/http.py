@@ -214,7 +214,7 @@ class _Listener(ThreadingMixIn, TCPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """The default prints a traceback; a client that went away is no news."""
-        _log.debug("http connection failed", exc_info=True)
+        _log.debug("http_connection_failed", exc_info=True)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -229,7 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             status, content_type, body = self.server.answer(self.path.partition("?")[0])
         except Exception:  # noqa: BLE001 (a mistake of ours in one answer must not look like a lost connection)
-            _log.exception("http answer failed")
+            _log.exception("http_answer_failed")
             status, content_type, body = 500, _PLAIN, b"internal error, see the log\n"
         self.send_response(status)
         self.send_header("Content-Type", content_type)

@@ -4,8 +4,8 @@ The only place that installs a handler. What the standard library's loggers say 
 Python's warnings) goes the same way: ours from log.level on, theirs from warning on. A line is one line: no
 value can end it, start another one, or send a terminal escape. Long values are cut. Logging never raises.
 
-    12:03:04 info    batch claimed  batch=batch_01 drop=jan.jsonl attempt=1
-    {"timestamp": "2026-12-01T11:03:04.512345Z", "level": "info", "event": "batch claimed", "batch": ...}
+    12:03:04 info    batch_claimed  batch=batch_01 drop=jan.jsonl attempt=1
+    {"timestamp": "2026-12-01T11:03:04.512345Z", "level": "info", "event": "batch_claimed", "batch": ...}
 
 Limits: a reader that does not read (a full pipe) blocks whoever logs, as it would with print().
 """
@@ -174,7 +174,7 @@ def _formatter(is_console: bool, has_colors: bool) -> logging.Formatter:
 
 
 def _without_leftovers(_: WrappedLogger, __: str, event_dict: EventDict) -> EventDict:
-    """Another handler's formatter leaves its rendering in the record, where it looks like a caller's field."""
+    """Another handler's formatter leaves its rendering in the record; it is no field of the caller's."""
     for name in ("message", "asctime"):
         event_dict.pop(name, None)
     return event_dict
@@ -192,7 +192,7 @@ def _plain_fields(_: WrappedLogger, __: str, event_dict: EventDict) -> EventDict
 
 
 def _in_order(_: WrappedLogger, __: str, event_dict: EventDict) -> EventDict:
-    """Time, level and event first; tracebacks cut; nothing that begins with `_` (ray marks all records)."""
+    """Time, level and event first; tracebacks cut; nothing that begins with `_` (ray marks records)."""
     fields = {name: event_dict.pop(name) for name in _FIRST if name in event_dict}
     for name, value in event_dict.items():
         if name in ("exception", "stack") and len(value) > MAX_TRACEBACK_CHARS:

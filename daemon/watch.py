@@ -137,7 +137,7 @@ class Watcher:
         """Begin to watch, or to poll if that cannot be."""
         if self._backend == "polling":
             self._poll("inbox.backend is polling")
-            _log.info("inbox watch changed", mode=self.mode, cause="start", reason=self._reason)
+            _log.info("inbox_watch_changed", mode=self.mode, cause="start", reason=self._reason)
         else:
             self._build("start")
 
@@ -175,7 +175,7 @@ class Watcher:
             self._built_at.append(now)
             self._try_inotify(cause)
         if cause != "retry" or was != self.mode:
-            _log.info("inbox watch changed", mode=self.mode, cause=cause, reason=self._reason)
+            _log.info("inbox_watch_changed", mode=self.mode, cause=cause, reason=self._reason)
         self._wake.set()  # what happened between the two watches is for the scan to find
 
     def _try_inotify(self, cause: str) -> None:
@@ -227,7 +227,7 @@ class Watcher:
         if self._handler.errors > self._handler_errors_seen:
             self._handler_errors_seen = self._handler.errors
             _log.warning(
-                "inbox watch handler failed", times=self._handler.errors, error=repr(self._handler.error)
+                "inbox_watch_handler_failed", times=self._handler.errors, error=repr(self._handler.error)
             )
 
 
@@ -301,7 +301,7 @@ def _stop(observer: BaseObserver) -> None:
             if observer.ident is not None:
                 observer.join(STOP_S)
         except Exception as error:  # noqa: BLE001 (a broken observer is being thrown away; no more to do)
-            _log.warning("inbox watch did not stop cleanly", error=repr(error))
+            _log.warning("inbox_watch_stop_failed", error=repr(error))
 
     thread = threading.Thread(target=end, name="watch-stop", daemon=True)
     thread.start()

@@ -25,15 +25,24 @@ _PUBLIC_MODE = 0o755
 _PRIVATE_MODE = 0o700
 
 
+# What a folder may hold that becomes a spool: what a cut-off `init` made, and what a new filesystem has.
+_ALLOWED = frozenset({"inbox", "work", "outbox", "archive", "lost+found"})
+
+
 def create(root: Path) -> Layout:
-    """Make a spool in a folder that may exist; an existing spool is left as it is, with what lacks made.
+    """Make a spool in a folder that is new or empty; an existing spool is left as it is, with what lacks made.
 
     Raises:
-        SpoolUnavailable: the folder cannot be made or written, or holds a spool of another format.
+        SpoolUnavailable: the folder cannot be made or written, holds something else, or a spool of another format.
     """
     layout = Layout(root)
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
+        foreign = sorted(set(os.listdir(layout.root)) - _ALLOWED)
+        if foreign and not layout.identity.exists():
+            raise SpoolUnavailable(
+                f"{layout.root} holds other things ({foreign[0]}, ...) and no spool: name a new or empty folder"
+            )
         for folder in layout.folders:
             if not folder.is_dir():
                 private = folder in (layout.work, layout.archive)

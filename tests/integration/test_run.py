@@ -1,0 +1,359 @@
+"""Runs through a real local Ray with the echo engine: each request answered once, whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from config import settings
+from pipeline import errors, fleet, merge, run
+from spool import control, parts, plan
+
+SHARD_LINES = 128
+EXPIRED = ("batch_expired", "too late")
+SLOW_S = 1.0
+LIMIT_S = 40.0
+
+MODELS: tuple[dict[str, Any], ...] = (
+    {"name": "fast", "kind": "echo"},
+    {"name": "slow", "kind": "echo", "latency_s": SLOW_S},
+    {"name": "flaky", "kind": "echo", "failure_rate": 0.3},
+    {"name": "twins", "kind": "echo", "latency_s": 0.3, "replicas": 2},
+)
+
+
+class Tally:
+    """A fleet's polls added up, since a poll resets what it reports."""
+
+    def __init__(self, polled: fleet.Fleet) -> None:
+        self.outcomes: dict[str, Counter[str]] = {}
+        self._fleet = polled
+
+    def poll(self, model: str) -> fleet.ModelState:
+        states = self._fleet.poll()
+        for state in states:
+            self.outcomes.setdefault(state.model, Counter()).update(state.outcomes)
+        return next(state for state in states if state.model == model)
+
+    def answered(self, model: str) -> int:
+        self.poll(model)
+        return self.outcomes[model].total()
+
+
+@pytest.fixture(scope="module")
+def configured() -> settings.Settings:
+    return settings.Settings(models=MODELS)
+
+
+@pytest.fixture(scope="module")
+def started(configured: settings.Settings) -> Iterator[fleet.Fleet]:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    made = fleet.Fleet(configured)
+    made.start_ray()
+    try:
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+        made.start_engines()
+        yield made
+    finally:
+        children = ray_processes()
+        made.stop()
+        left = [pid for pid in children if Path(f"/proc/{pid}").exists() and not is_zombie(pid)]
+    assert children
+    assert left == []
+
+
+@pytest.fixture
+def tally(started: fleet.Fleet) -> Tally:
+    made = Tally(started)
+    made.poll("fast")
+    made.outcomes.clear()
+    return made
+
+
+def ray_processes() -> list[int]:
+    """Every process below this one."""
+    parent_of = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent_of[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+    found = [os.getpid()]
+    for pid in found:
+        found += [child for child, parent in parent_of.items() if parent == pid]
+    return found[1:]
+
+
+def is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def make_batch(root: Path, name: str, model: str, requests: int) -> Path:
+    batch = root / f"batch_{name}~1"
+    (batch / plan.FOLDER).mkdir(parents=True)
+    (batch / parts.FOLDER).mkdir()
+    shards: list[plan.Shard] = []
+    offset = 0
+    with open(batch / plan.INPUT_FILE, "wb") as file:
+        for first in range(0, requests, SHARD_LINES):
+            held = range(first, min(first + SHARD_LINES, requests))
+            content = b"".join(request(model, f"{name}-{line}") for line in held)
+            file.write(content)
+            shards.append(plan.Shard(len(shards), first, len(held), offset, len(content)))
+            offset += len(content)
+    (batch / plan.FOLDER / plan.SHARDS_FILE).write_bytes(b"".join(map(plan.render, shards)))
+    return batch
+
+
+def request(model: str, custom_id: str) -> bytes:
+    body = {"model": model, "messages": [{"role": "user", "content": f"echo\t{custom_id}"}]}
+    line = {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+    return orjson.dumps(line) + b"\n"
+
+
+def check_merged(batch: Path, name: str, requests: int, failed: int | None = 0) -> None:
+    """Every request once, in input order, with its own answer."""
+    merged = merge.merge(batch, requests, EXPIRED, 0o644)
+    if failed is not None:
+        assert merged.failed == failed
+    assert merged.completed + merged.failed == requests
+    lines = []
+    for file in ("output.jsonl", "errors.jsonl"):
+        path = batch / merge.FOLDER / file
+        lines.append([json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else [])
+    for line in lines[0]:
+        said = line["response"]["body"]["choices"][0]["message"]["content"]
+        assert said == f"echo\t{line['custom_id']}"
+    ids = [[line["custom_id"] for line in each] for each in lines]
+    expected = [f"{name}-{line}" for line in range(requests)]
+    assert ids[0] == [custom_id for custom_id in expected if custom_id in set(ids[0])]
+    assert sorted(ids[0] + ids[1]) == sorted(expected)
+
+
+def until(claim: Callable[[], bool], what: str) -> None:
+    limit = time.monotonic() + LIMIT_S
+    while not claim():
+        assert time.monotonic() < limit, f"waited {LIMIT_S:g} s for: {what}"
+        time.sleep(0.02)
+
+
+class Runner(threading.Thread):
+    """A run in a thread, as the daemon does it."""
+
+    def __init__(
+        self, works: list[run.Work], model: str, used: fleet.Fleet, with_: settings.Settings
+    ) -> None:
+        super().__init__(daemon=True)
+        self._call = (works, model, used, with_, dict[str, float]())
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            run.run(*self._call)
+        except Exception as error:  # noqa: BLE001 - handed to the test's thread
+            self.error = error
+
+    def finish(self) -> None:
+        self.join(LIMIT_S)
+        assert not self.is_alive()
+        if self.error is not None:
+            raise self.error
+
+
+def test_ten_requests_on_a_warm_engine(
+    started: fleet.Fleet, configured: settings.Settings, tmp_path: Path
+) -> None:
+    """The time that Ray Data adds to a small file; measured, not asserted."""
+    for index in range(3):
+        batch = make_batch(tmp_path, f"ten{index}", "fast", 10)
+        began = time.perf_counter()
+        run.run([run.Work(batch, 1)], "fast", started, configured, {})
+        print(f"10 requests: {time.perf_counter() - began:.3f} s")
+        check_merged(batch, f"ten{index}", 10)
+
+
+def test_a_thousand_requests_are_answered_once(
+    started: fleet.Fleet, configured: settings.Settings, tally: Tally, tmp_path: Path
+) -> None:
+    batch = make_batch(tmp_path, "thousand", "fast", 1000)
+    run.run([run.Work(batch, 1)], "fast", started, configured, {})
+    check_merged(batch, "thousand", 1000)
+    assert tally.answered("fast") == 1000
+    state = started.poll()[0]
+    assert (state.model, state.up, state.inflight) == ("fast", 1, 0)
+
+
+def test_a_done_batch_is_not_run_again(
+    started: fleet.Fleet, configured: settings.Settings, tally: Tally, tmp_path: Path
+) -> None:
+    batch = make_batch(tmp_path, "again", "fast", 20)
+    for attempt in (1, 2):
+        run.run([run.Work(batch, attempt)], "fast", started, configured, {})
+    assert tally.answered("fast") == 20
+    assert [name.attempt for name in parts.list_parts(batch)] == [1]
+
+
+def test_a_run_carries_many_small_batches(
+    started: fleet.Fleet, configured: settings.Settings, tally: Tally, tmp_path: Path
+) -> None:
+    """They share tasks, but each gets its own parts."""
+    batches = {f"small{index}": make_batch(tmp_path, f"small{index}", "fast", 7) for index in range(40)}
+    run.run([run.Work(batch, 1) for batch in batches.values()], "fast", started, configured, {})
+    for name, batch in batches.items():
+        check_merged(batch, name, 7)
+    assert tally.answered("fast") == 280
+
+
+def test_two_runs_at_the_same_time(
+    started: fleet.Fleet, configured: settings.Settings, tmp_path: Path
+) -> None:
+    """Two threads of one driver, on two models, one of them with two replicas that both work."""
+    slow = make_batch(tmp_path, "a", "slow", 300)
+    twins = make_batch(tmp_path, "b", "twins", 900)
+    began = time.monotonic()
+    runners = [
+        Runner([run.Work(slow, 1)], "slow", started, configured),
+        Runner([run.Work(twins, 1)], "twins", started, configured),
+    ]
+    for runner in runners:
+        runner.finish()
+    print(f"two runs: {time.monotonic() - began:.2f} s")
+    check_merged(slow, "a", 300)
+    check_merged(twins, "b", 900)
+
+
+def test_a_stopped_run_keeps_what_is_finished(
+    started: fleet.Fleet, configured: settings.Settings, tally: Tally, tmp_path: Path
+) -> None:
+    """The next run does only the rest: no request is answered twice, none is lost."""
+    batch = make_batch(tmp_path, "stopped", "slow", 600)
+    runner = Runner([run.Work(batch, 1)], "slow", started, configured)
+    until(lambda: tally.answered("slow") > 0, "the first answers")
+    control.request_stop(batch)
+    asked_at = time.monotonic()
+    runner.finish()
+    print(f"stopped after {time.monotonic() - asked_at:.2f} s")
+    finished = sum(name.results for name in parts.list_parts(batch))
+    assert 0 < finished < 600
+    assert finished == tally.answered("slow")
+    run.run([run.Work(batch, 2)], "slow", started, configured, {})  # still told to stop: does nothing
+    assert finished == tally.answered("slow")
+    control.clear_stop(batch)
+    run.run([run.Work(batch, 3)], "slow", started, configured, {})
+    check_merged(batch, "stopped", 600)
+    assert tally.answered("slow") == 600
+
+
+def test_an_adopted_batch_ends_its_run_quietly(
+    started: fleet.Fleet, configured: settings.Settings, tally: Tally, tmp_path: Path
+) -> None:
+    """Another daemon renames the folder: nothing is written any more, and the engine gets free."""
+    batch = make_batch(tmp_path, "adopted", "slow", 600)
+    runner = Runner([run.Work(batch, 1)], "slow", started, configured)
+    until(lambda: tally.poll("slow").inflight > 0, "requests in the engine")
+    adopted = tmp_path / "batch_adopted~2"
+    batch.rename(adopted)
+    runner.finish()
+    assert not batch.exists()
+    assert tally.poll("slow").inflight == 0
+    run.run([run.Work(adopted, 2)], "slow", started, configured, {})
+    check_merged(adopted, "adopted", 600)
+
+
+def test_a_killed_replica_is_restarted_and_nothing_is_lost(
+    started: fleet.Fleet, configured: settings.Settings, tally: Tally, tmp_path: Path
+) -> None:
+    import ray
+
+    batch = make_batch(tmp_path, "killed", "slow", 300)
+    before = tally.poll("slow").restarts
+    runner = Runner([run.Work(batch, 1)], "slow", started, configured)
+    until(lambda: tally.poll("slow").inflight > 0, "requests in the engine")
+    [handle] = started.handles("slow")
+    os.kill(ray.get(handle.__ray_call__.remote(lambda replica: os.getpid())), signal.SIGKILL)
+    runner.finish()
+    check_merged(batch, "killed", 300)
+    until(lambda: tally.poll("slow").restarts == before + 1, "the restart to be seen")
+    assert tally.poll("slow").up == 1
+
+
+def test_a_replica_whose_engine_dies_restarts_itself(
+    started: fleet.Fleet, configured: settings.Settings, tally: Tally, tmp_path: Path
+) -> None:
+    """The process lives and its engine does not: what was finished is kept, the rest goes to the next one."""
+    import ray
+
+    batch = make_batch(tmp_path, "dead", "slow", 500)
+    before = tally.poll("slow").restarts
+    runner = Runner([run.Work(batch, 1)], "slow", started, configured)
+    until(lambda: tally.answered("slow") > 0, "the first answers")
+    [handle] = started.handles("slow")
+    ray.get(handle.__ray_call__.remote(lambda replica: setattr(replica._engine, "_running", False)))
+    runner.finish()
+    check_merged(batch, "dead", 500)
+    until(lambda: tally.poll("slow").restarts == before + 1, "the restart to be seen")
+
+
+def test_failures_go_to_the_errors_file(
+    started: fleet.Fleet, configured: settings.Settings, tally: Tally, tmp_path: Path
+) -> None:
+    batch = make_batch(tmp_path, "flaky", "flaky", 200)
+    run.run([run.Work(batch, 1)], "flaky", started, configured, {})
+    check_merged(batch, "flaky", 200, failed=None)
+    failed = [json.loads(line) for line in (batch / "merged" / "errors.jsonl").read_bytes().splitlines()]
+    assert 0 < len(failed) < 200
+    assert {line["response"]["status_code"] for line in failed} == {500}
+    assert {line["error"] for line in failed} == {None}
+    tally.poll("flaky")
+    assert tally.outcomes["flaky"] == {"failed": len(failed), "completed": 200 - len(failed)}
+
+
+def test_a_request_that_takes_too_long_fails_alone(started: fleet.Fleet, tmp_path: Path) -> None:
+    """The time limit belongs to the replica, so this one is made for the test."""
+    import ray
+
+    from pipeline import replica
+
+    model = settings.EchoModel(name="late", kind="echo", latency_s=5)
+    handle = replica.create(model, settings.EngineSettings(request_timeout_s=0.1), 0)
+    try:
+        lines = [(0, request("late", "a")), (1, b"no JSON")]
+        reply = ray.get(handle.infer.remote("batch", 0, "batch_x", lines))
+        answers = [json.loads(result.text) for result in reply.results]
+        assert answers[0]["custom_id"] == "a"
+        assert answers[0]["error"] == {"code": "request_timeout", "message": "no answer within 0.1 s"}
+        assert answers[1]["error"]["code"] == "engine_error"
+    finally:
+        ray.kill(handle)
+
+
+def test_a_damaged_input_fails_the_run(
+    started: fleet.Fleet, configured: settings.Settings, tmp_path: Path
+) -> None:
+    batch = make_batch(tmp_path, "damaged", "fast", 10)
+    content = (batch / plan.INPUT_FILE).read_bytes()
+    (batch / plan.INPUT_FILE).write_bytes(content[: len(content) // 2])
+    with pytest.raises(errors.RunError, match=r"model 'fast': .*input\.jsonl holds"):
+        run.run([run.Work(batch, 1)], "fast", started, configured, {})
+
+
+def test_an_engine_that_cannot_start_says_why(started: fleet.Fleet) -> None:
+    bad = {"name": "remote", "kind": "openai", "urls": ["http://127.0.0.1:1"]}
+    broken = fleet.Fleet(settings.Settings(models=(bad,)))
+    with pytest.raises(errors.EngineStartError, match=r"^model 'remote': [^\n]*$"):
+        broken.start_engines()
