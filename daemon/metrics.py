@@ -257,9 +257,6 @@ class Metrics:
             buckets=STEP_S,
             registry=registry,
         )
-        self._step_errors = Counter(
-            "batchd_loop_errors_total", "Passes of the loop that ended with an error.", registry=registry
-        )
         for reason in IGNORED:
             self._ignored.labels(reason)
         for pause in Pause:
@@ -373,11 +370,9 @@ class Metrics:
         for each in MODES:
             self._watch_mode.labels(each).set(each == mode)
 
-    def step_took(self, duration_s: float, is_error: bool = False) -> None:
+    def step_took(self, duration_s: float) -> None:
         """Note one pass of the loop."""
         self._step.observe(duration_s)
-        if is_error:
-            self._step_errors.inc()
 
     def _model(self, model: str) -> str:
         return _known(model, self._models)

@@ -102,7 +102,7 @@ class Reporter:
 
     def _export(self, held: dict[str, Held]) -> None:
         self._metrics.set_active(Counter(batch.batch.record.status for batch in held.values()))
-        self._metrics.set_held(len(held))
+        self._metrics.set_held(sum(batch.stage is Stage.ON_HOLD for batch in held.values()))
         at_risk = sum(batch.is_at_risk for batch in held.values())
         self._metrics.set_queue(len(self._runs.queue), at_risk, self._runs.waiting)
         for pool in metrics.POOLS:

@@ -1,0 +1,348 @@
+"""The fleet: Ray itself and the replicas of every configured model, from start to stop.
+
+Replicas belong to the process that started them and live as long as it does; Ray restarts those that die.
+`poll` never waits longer than POLL_S. Ray is imported inside functions only.
+
+Limits: a local Ray has no dashboard, but it listens on the machine's own address, behind a random token. A
+Ray cluster by address must have these packages installed and share the spool's filesystem.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from config import settings
+from pipeline import errors, slices
+from spool.parts import Usage
+
+_log = logging.getLogger(__name__)
+
+# Requests and answers of the shards in flight; Ray spills to disk beyond it.
+OBJECT_STORE_BYTES = 256 << 20
+# Processes that Ray keeps when they are idle: the workers of a run's tasks, and two actors of Ray Data's own.
+KEPT_WORKERS = slices.MAX_TASKS + 2
+# Longest wait in poll(), seconds.
+POLL_S = 1.0
+
+# What Ray's processes read from the environment; the user's own values win.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    # The driver may write to the same log for months: 16 MiB and one older file for each process.
+    "RAY_ROTATION_MAX_BYTES": str(16 << 20),
+    "RAY_ROTATION_BACKUP_COUNT": "1",
+    # Below it, Ray Data makes a log file for every execution.
+    "RAY_DATA_LOG_LEVEL": "WARNING",
+    # Kills what a dead worker leaves behind, such as vLLM's engine process.
+    "RAY_process_group_cleanup_enabled": "1",
+    "RAY_enable_metrics_collection": "0",
+    # Whoever reaches Ray's ports could run code otherwise.
+    "RAY_AUTH_MODE": "token",
+    # Ray warns about a coming default for GPUs; ours are always asked for by number.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """One model at the time of a poll.
+
+    Attributes:
+        replicas: configured.
+        up: replicas whose engine has started and answered in time.
+        restarts: times a replica came back in a new process, since this fleet began.
+        start_seconds: of the replica that started last; None before the first.
+        inflight: requests in the engines.
+        durations: seconds per request since the last poll, at most 10,000 for each replica.
+        outcomes: requests answered since the last poll, by outcome.
+        usage: tokens of the completed ones since the last poll.
+    """
+
+    model: str
+    replicas: int
+    up: int
+    restarts: int
+    start_seconds: float | None
+    inflight: int
+    durations: tuple[float, ...]
+    outcomes: dict[str, int]
+    usage: Usage
+
+
+@dataclass(slots=True)
+class _Member:
+    """A replica as the fleet knows it.
+
+    Attributes:
+        handle: of its actor.
+        process: name of the process seen last; another one means a restart.
+        start_s: what its engine took to start; None until it has.
+        asked: the statistics that were asked for and have not come yet.
+    """
+
+    handle: Any
+    process: str | None = None
+    start_s: float | None = None
+    asked: Any = None
+    restarts: int = 0
+
+
+@dataclass(slots=True)
+class _Team:
+    """The replicas of one model."""
+
+    model: settings.ModelSettings
+    members: list[_Member] = field(default_factory=list)
+    start_seconds: float | None = None
+
+
+class Fleet:
+    """Ray and all replicas. `start_ray`, `start_engines` and `stop` belong to the main thread."""
+
+    def __init__(self, configured: settings.Settings) -> None:
+        self._settings = configured
+        self._teams = {model.name: _Team(model) for model in configured.models}
+        self._session: Path | None = None
+
+    def start_ray(self) -> None:
+        """Start a private Ray, or connect to the configured cluster; seconds.
+
+        Must be called in the main thread: Ray's processes end with the thread that started them.
+
+        Raises:
+            EngineStartError: Ray cannot start or be reached.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("start_ray belongs in the main thread")
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        replicas = sum(team.model.replicas for team in self._teams.values())
+        os.environ.setdefault("RAY_num_workers_soft_limit", str(KEPT_WORKERS + replicas))
+        if self._settings.ray.address == "local" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            # Ray listens on the machine's address: only its processes know this token, and it is in no file.
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        import ray
+
+        logging.getLogger("ray").setLevel(logging.WARNING)
+        try:
+            with _own_signals():
+                ray.init(**_ray_options(self._settings))
+        except (OSError, RuntimeError, ConnectionError, ray.exceptions.RayError) as error:
+            reason = " ".join(str(error).split())[:500]
+            raise errors.EngineStartError(f"ray.address {self._settings.ray.address}: {reason}") from error
+        _redirect_prints()
+        if self._settings.ray.address == "local":
+            self._session = Path(ray._private.worker._global_node.get_session_dir_path())
+        from pipeline import data
+
+        data.configure()
+
+    def start_engines(self) -> None:
+        """Start every model's replicas and wait until all can answer.
+
+        Raises:
+            EngineStartError: one cannot start; the message is one line.
+        """
+        import ray
+
+        from pipeline import data, replica
+
+        waiting: dict[Any, _Team] = {}
+        for team in self._teams.values():
+            num_gpus = _gpus_for(team.model)
+            for _ in range(team.model.replicas):
+                member = _Member(replica.create(team.model, self._settings.engine, num_gpus))
+                team.members.append(member)
+                waiting[member.handle.ready.remote()] = team
+        # While the engines load:
+        data.warm_up([member.handle for team in self._teams.values() for member in team.members])
+        while waiting:
+            done, _ = ray.wait(list(waiting), num_returns=1)
+            for ready in done:
+                team = waiting.pop(ready)
+                team.start_seconds = _started(team.model, ready)
+
+    def handles(self, model: str) -> list[Any]:
+        """The actor handles of a model's replicas."""
+        return [member.handle for member in self._teams[model].members]
+
+    def poll(self) -> list[ModelState]:
+        """Ask every replica what it did since the last poll; at most POLL_S.
+
+        A replica that does not answer in time is not up; its numbers come with a later poll.
+        """
+        import ray
+
+        members = [member for team in self._teams.values() for member in team.members]
+        for member in members:
+            if member.asked is None:
+                member.asked = member.handle.stats.remote()
+        asked = [member.asked for member in members]
+        done = set(ray.wait(asked, num_returns=len(asked), timeout=POLL_S)[0]) if asked else set()
+        return [_collect(team, done) for team in self._teams.values()]
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        """Stop engines first, so that they free what they hold, then Ray with all its processes.
+
+        Args:
+            grace_s: seconds for the engines; what still runs then is killed.
+        """
+        import ray
+
+        if not ray.is_initialized():
+            return
+        handles = [member.handle for team in self._teams.values() for member in team.members]
+        stops = [handle.stop.remote() for handle in handles]
+        if stops:
+            ray.wait(stops, num_returns=len(stops), timeout=grace_s)
+        for handle in handles:
+            ray.kill(handle, no_restart=True)
+        for team in self._teams.values():
+            team.members.clear()
+        ray.shutdown()
+        if self._session is not None:
+            # Ray never deletes a session; a daemon that is restarted for months would fill /tmp.
+            shutil.rmtree(self._session, ignore_errors=True)
+            self._session = None
+
+
+def _ray_options(configured: settings.Settings) -> dict[str, Any]:
+    quiet = {"configure_logging": False, "log_to_driver": False, "logging_level": logging.WARNING}
+    import ray
+
+    if configured.ray.address != "local":
+        return {"address": configured.ray.address, **quiet}
+    pools = configured.scheduler.pools
+    named = {**pools.spot.resources, **pools.dedicated.resources}
+    return {
+        "address": "local",
+        "num_cpus": os.cpu_count() or 1,
+        # On one machine every pool is this machine, whatever its resources are called.
+        "resources": dict.fromkeys(named, 1e6),
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "include_dashboard": False,
+        # Where these packages are, also when the working directory is elsewhere.
+        "job_config": ray.job_config.JobConfig(_py_driver_sys_path=[str(Path(__file__).parents[1])]),
+        **quiet,
+    }
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep our signal handlers: ray.init puts its own in the place of SIGTERM's."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _redirect_prints() -> None:
+    """Send to the log what Ray prints about its processes: stdout is the daemon's own."""
+    from ray._private import worker
+
+    def to_log(data: dict[str, Any], ignore_prefix: bool = False) -> None:
+        _log.warning("ray_said", extra={"text": " ".join(data.get("lines", ()))[:500]})
+
+    worker.print_to_stdstream = to_log
+
+
+def _gpus_for(model: settings.ModelSettings) -> float:
+    """GPUs of one replica: what its parallelism asks for, 0 where Ray has none.
+
+    Raises:
+        EngineStartError: Ray has GPUs, but too few.
+    """
+    import ray
+
+    there = ray.cluster_resources().get("GPU", 0.0)
+    if not isinstance(model, settings.VllmModel) or not there:
+        return 0.0
+    arguments = model.engine_args
+    sizes = [arguments.get(f"{kind}_parallel_size") or 1 for kind in ("tensor", "pipeline", "data")]
+    each = float(sizes[0] * sizes[1] * sizes[2])
+    if each * model.replicas > there:
+        raise errors.EngineStartError(
+            f"model {model.name!r}: {model.replicas} replicas of {each:g} GPUs each, but Ray has {there:g}"
+        )
+    return each
+
+
+def _started(model: settings.ModelSettings, ready: Any) -> float:
+    """Seconds that a replica took to start.
+
+    Raises:
+        EngineStartError: it did not.
+    """
+    import ray
+
+    try:
+        seconds: float = ray.get(ready)
+        return seconds
+    except errors.EngineStartError as error:
+        # Ray's error carries the remote traceback; what the engine said is its cause.
+        said = getattr(error, "cause", None) or error
+        raise errors.EngineStartError(str(said)) from error
+    except ray.exceptions.RayError as error:
+        reason = " ".join(str(error).split())[:500]
+        raise errors.EngineStartError(
+            f"model {model.name!r}: its replica died while it started: {reason}"
+        ) from error
+
+
+def _collect(team: _Team, done: set[Any]) -> ModelState:
+    """Add up what a model's replicas said."""
+    up = inflight = 0
+    durations: list[float] = []
+    outcomes: Counter[str] = Counter()
+    usage = Usage()
+    for member in team.members:
+        stats = _stats_of(member) if member.asked in done else None
+        if stats is None:
+            continue
+        if member.process not in (None, stats.process):
+            member.restarts += 1
+            _log.warning("replica_restarted", extra={"model": team.model.name})
+        if stats.start_s is not None and member.start_s != stats.start_s:
+            team.start_seconds = stats.start_s
+        member.process, member.start_s = stats.process, stats.start_s
+        up += stats.start_s is not None
+        inflight += stats.inflight
+        durations += stats.durations
+        outcomes.update(stats.outcomes)
+        usage = usage.plus(stats.usage)
+    return ModelState(
+        model=team.model.name,
+        replicas=team.model.replicas,
+        up=up,
+        restarts=sum(member.restarts for member in team.members),
+        start_seconds=team.start_seconds,
+        inflight=inflight,
+        durations=tuple(durations),
+        outcomes=dict(outcomes),
+        usage=usage,
+    )
+
+
+def _stats_of(member: _Member) -> Any:
+    """The statistics that a replica sent; None if it is dead or its engine is."""
+    import ray
+
+    asked, member.asked = member.asked, None
+    try:
+        return ray.get(asked)
+    except (ray.exceptions.RayError, errors.PipelineError) as error:
+        _log.info("replica_down", extra={"reason": " ".join(str(error).split())[:200]})
+        return None

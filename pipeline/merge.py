@@ -1,0 +1,173 @@
+"""The merge: the parts of a batch become merged/output.jsonl and merged/errors.jsonl, in input order.
+
+One shard is in memory at a time, and no answer's JSON is parsed. It may be repeated: what an earlier merge
+left is thrown away first. A request without a result gets an error line with the code that the caller gives.
+Publishing the files is the spool's duty. No ray here.
+
+Measured 2026-11-23, 2 cores shared with others: see tests/unit/test_merge.py for how.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import orjson
+
+from pipeline import errors
+from spool import files, lines, parts, plan
+from spool.parts import Result, Usage
+from spool.record import FileFacts, UsageTotals
+
+FOLDER = "merged"
+OUTPUT_FILE = "output.jsonl"
+ERRORS_FILE = "errors.jsonl"
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a merge found and wrote.
+
+    Attributes:
+        total: requests of the batch; equal to completed + failed.
+        usage: tokens of the completed ones.
+        output: None where no request was completed; there is no file then.
+        errors: None where no request failed; there is no file then.
+    """
+
+    total: int
+    completed: int
+    failed: int
+    usage: UsageTotals
+    output: FileFacts | None
+    errors: FileFacts | None
+
+
+def merge(batch: Path, plan_requests: int, unanswered: tuple[str, str], mode: int) -> Merged:
+    """Write the result files into `merged/` of a batch's folder, durably.
+
+    Args:
+        batch: the batch's folder, named `<batch_id>~<epoch>`.
+        plan_requests: requests in the batch, as its plan says.
+        unanswered: code and message for requests without a result.
+        mode: permission bits of the files.
+
+    Raises:
+        FileNotFoundError: the batch was adopted by another daemon.
+        PipelineError: the parts do not fit the plan; nothing may be published.
+        ValueError: a part is damaged.
+        OSError: the files cannot be written.
+    """
+    folder = batch / FOLDER
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+    files.make_folder(folder)
+    named: dict[int, list[parts.PartName]] = defaultdict(list)
+    for name in parts.list_parts(batch):
+        named[name.shard].append(name)
+    shards = sorted(plan.read(batch), key=lambda shard: shard.first_line)
+    _check_plan(batch, shards, plan_requests)
+    usage = Usage()
+    with contextlib.ExitStack() as stack:
+        output = _Writer(folder / OUTPUT_FILE, mode, stack)
+        failures = _Writer(folder / ERRORS_FILE, mode, stack)
+        for shard in shards:
+            results = _results(batch, shard, named[shard.index], unanswered)
+            output.write([result.text for result in results if result.ok])
+            failures.write([result.text for result in results if not result.ok])
+            for result in results:
+                if result.ok:
+                    usage = usage.plus(result.usage)
+    if output.lines + failures.lines != plan_requests:
+        raise errors.PipelineError(
+            f"{batch.name}: merged {output.lines} + {failures.lines} lines of {plan_requests} requests"
+        )
+    return Merged(
+        total=plan_requests,
+        completed=output.lines,
+        failed=failures.lines,
+        usage=UsageTotals(**usage._asdict()),
+        output=output.facts(),
+        errors=failures.facts(),
+    )
+
+
+def _check_plan(batch: Path, shards: list[plan.Shard], plan_requests: int) -> None:
+    """Raise PipelineError unless the shards cover each request once."""
+    line = 0
+    for shard in shards:
+        if shard.first_line != line:
+            raise errors.PipelineError(
+                f"{batch.name}: shard {shard.index} begins at request {shard.first_line}, not {line}"
+            )
+        line += shard.lines
+    if line != plan_requests:
+        raise errors.PipelineError(f"{batch.name}: the shards hold {line} requests, the plan {plan_requests}")
+
+
+def _results(
+    batch: Path, shard: plan.Shard, names: list[parts.PartName], unanswered: tuple[str, str]
+) -> list[Result]:
+    """One result for each request of a shard, in order; the first attempt's wins."""
+    found: dict[int, Result] = {}
+    for name in names:
+        for result in parts.read(batch, name):
+            found.setdefault(result.line, result)
+    wanted = range(shard.first_line, shard.first_line + shard.lines)
+    if len(found) < shard.lines:
+        batch_id = batch.name.rpartition("~")[0]
+        for line, request in plan.read_requests(batch, shard):
+            if line not in found:
+                key = lines.request_key(batch_id, line)
+                text = lines.error_line(key, _custom_id(request), *unanswered)
+                found[line] = Result(line, False, Usage(), text)
+    if len(found) != shard.lines or any(line not in found for line in wanted):
+        raise errors.PipelineError(
+            f"{batch.name}: shard {shard.index} holds requests {wanted.start} to {wanted.stop - 1}, "
+            f"but its parts and input.jsonl name {len(found)}, or others"
+        )
+    return [found[line] for line in wanted]
+
+
+def _custom_id(request: bytes) -> str | None:
+    """The custom_id of a request that validation let through; None for one that it refused."""
+    if not request:
+        return None
+    custom_id: str | None = orjson.loads(request).get("custom_id")
+    return custom_id
+
+
+class _Writer:
+    """A result file that begins to exist with its first line, and counts and hashes what it gets."""
+
+    def __init__(self, target: Path, mode: int, stack: contextlib.ExitStack) -> None:
+        self.lines = 0
+        self._target = target
+        self._mode = mode
+        self._stack = stack
+        self._file: BinaryIO | None = None
+        self._hash = hashlib.sha256()
+        self._size_bytes = 0
+
+    def write(self, texts: list[bytes]) -> None:
+        """Write lines, given without their line ends."""
+        if not texts:
+            return
+        if self._file is None:
+            self._file = self._stack.enter_context(files.durable(self._target, self._mode))
+        content = b"\n".join(texts) + b"\n"
+        self._file.write(content)
+        self._hash.update(content)
+        self._size_bytes += len(content)
+        self.lines += len(texts)
+
+    def facts(self) -> FileFacts | None:
+        """Size, hash and lines; None where there is no file."""
+        if self._file is None:
+            return None
+        return FileFacts(size_bytes=self._size_bytes, sha256=self._hash.hexdigest(), lines=self.lines)

@@ -1,0 +1,235 @@
+"""What a request's body may not ask for: dangerous parameters, media from anywhere, unbounded work.
+
+One table names each watched field of `body` and its check; a field that is not in it is the engine's to
+judge. Null counts as absent. Never raises, and walks without recursion, since JSON nests up to 1,024 deep.
+
+Why each stands here: templates and embedded tensors run or load what the user sends, media URLs make the
+engine fetch or read for him (CVE-2026-34753), and n, logprobs, lists of prompts and grammars multiply the
+work of one line (CVE-2026-34756, CVE-2026-73559). Numbers must be JSON integers, because vLLM also takes
+"1000000" and 1e6 for one; a negative number of logprobs means the whole vocabulary to it, so it is too many.
+Limits: hosts are compared as they are written; a redirect or a name that resolves inwards is the engine's
+and the network's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import orjson
+
+from config.settings import LimitSettings
+
+# Characters of a user's value that a message may show.
+SHOWN_CHARS = 80
+
+# Keys of content parts that name media, as a string or as {"url": ...}.
+_MEDIA_KEYS = frozenset({"image_url", "input_image", "audio_url", "input_audio", "video_url", "file_url"})
+_PART_KEYS = _MEDIA_KEYS | {"type", "prompt_embeds"}
+
+
+class Problem(NamedTuple):
+    """Why a request is refused.
+
+    Attributes:
+        code: from the table in section 3 of the design.
+        message: one sentence or two, bounded and printable.
+        param: the field, such as `body.model`.
+    """
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Guard(NamedTuple):
+    """What the checks need to know."""
+
+    limits: LimitSettings
+    allowed_media_domains: frozenset[str]
+
+
+_Check = Callable[[str, Any, Guard], Problem | None]
+
+
+def shown(value: object) -> str:
+    """A value of the user's for a message: printable and short whatever it is."""
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "an array"
+    if isinstance(value, str):
+        text = repr(value[:SHOWN_CHARS])
+        is_cut = len(value) > SHOWN_CHARS
+    else:
+        text = orjson.dumps(value).decode()
+        is_cut = False
+    if len(text) > SHOWN_CHARS:
+        text, is_cut = text[:SHOWN_CHARS], True
+    return f"{text}..." if is_cut else text
+
+
+def find_problem(body: dict[str, Any], guard: Guard) -> Problem | None:
+    """The first thing that a body asks for and may not have, in the order of its fields."""
+    for field, value in body.items():
+        check = _CHECKS.get(field)
+        if check is not None and value is not None and (problem := check(field, value, guard)):
+            return problem
+    return None
+
+
+def _check_stream(field: str, value: object, guard: Guard) -> Problem | None:
+    if not value:
+        return None
+    message = f"body.stream is {shown(value)}; a batch has no stream, so leave it out or set it to false."
+    return Problem("streaming_unsupported", message, "body.stream")
+
+
+def _refuse(field: str, value: object, guard: Guard) -> Problem | None:
+    return Problem("unsupported_parameter", f"body.{field} is not supported in a batch.", f"body.{field}")
+
+
+def _check_template_kwargs(field: str, value: object, guard: Guard) -> Problem | None:
+    if not isinstance(value, dict):
+        return Problem(
+            "invalid_request", f"body.{field} is {shown(value)}; it must be an object.", f"body.{field}"
+        )
+    for key in ("chat_template", "tokenize"):
+        if key in value:
+            param = f"body.{field}.{key}"
+            return Problem("unsupported_parameter", f"{param} is not supported in a batch.", param)
+    return None
+
+
+def _check_count(field: str, value: object, guard: Guard) -> Problem | None:
+    return _check_integer(field, value, guard.limits.max_n, "limits.max_n")
+
+
+def _check_logprobs(field: str, value: object, guard: Guard) -> Problem | None:
+    if isinstance(value, bool):  # what chat requests say: whether, while top_logprobs says how many
+        return None
+    return _check_integer(field, value, guard.limits.max_logprobs, "limits.max_logprobs")
+
+
+def _check_integer(field: str, value: object, most: int, setting: str) -> Problem | None:
+    if type(value) is not int:
+        message = f"body.{field} is {shown(value)}; it must be an integer."
+    elif most and not 0 <= value <= most:
+        message = f"body.{field} is {value}; 0 to {most} are allowed here ({setting})."
+    else:
+        return None
+    return Problem("invalid_request", message, f"body.{field}")
+
+
+def _check_prompts(field: str, value: object, guard: Guard) -> Problem | None:
+    most = guard.limits.max_prompts
+    # A list of integers is one prompt, given as tokens.
+    if isinstance(value, list) and 0 < most < len(value) and any(type(item) is not int for item in value):
+        message = f"body.prompt holds {len(value)} prompts; at most {most} may be here (limits.max_prompts)."
+        return Problem("invalid_request", message, "body.prompt")
+    return _check_content(field, value, guard)
+
+
+def _check_grammar(field: str, value: object, guard: Guard) -> Problem | None:
+    return _check_size(f"body.{field}", value, guard)
+
+
+def _check_tools(field: str, value: object, guard: Guard) -> Problem | None:
+    # Each by itself: a request may offer many tools, but one schema becomes one grammar.
+    for number, tool in enumerate(value if isinstance(value, list) else ()):
+        if problem := _check_size(f"body.{field}[{number}]", tool, guard):
+            return problem
+    return None
+
+
+def _check_size(param: str, value: object, guard: Guard) -> Problem | None:
+    most = guard.limits.max_grammar_bytes
+    if not most or isinstance(value, (bool, int, float)):
+        return None
+    try:
+        size = len(value.encode() if isinstance(value, str) else orjson.dumps(value))
+    except orjson.JSONEncodeError:  # writing stops at a depth of 254
+        return Problem("invalid_request", f"{param} nests too deep.", param)
+    if size <= most:
+        return None
+    message = f"{param} has {size} bytes; at most {most:d} are allowed here (limits.max_grammar_bytes)."
+    return Problem("invalid_request", message, param)
+
+
+def _check_content(field: str, value: object, guard: Guard) -> Problem | None:
+    if type(value) is str or (type(value) is list and all(map(_is_plain, value))):
+        return None
+    param = f"body.{field}"
+    for part in _parts(value):
+        if part.get("prompt_embeds") is not None or part.get("type") == "prompt_embeds":
+            message = f"{param} holds prompt_embeds, which are not supported in a batch."
+            return Problem("unsupported_parameter", message, param)
+        for key in _MEDIA_KEYS.intersection(part):
+            media = part[key]
+            url = media.get("url") if isinstance(media, dict) else media
+            if url is not None and not _is_allowed(url, guard.allowed_media_domains):
+                return Problem("unsupported_parameter", _media_message(key, url, guard), param)
+    return None
+
+
+def _is_plain(item: object) -> bool:
+    """Whether an item needs no walk, which takes longer than all other checks: text, or a message of text."""
+    if type(item) is dict:
+        return len(item) == 2 and type(item.get("role")) is str and type(item.get("content")) is str
+    return type(item) is str or type(item) is int
+
+
+def _parts(value: object) -> Iterator[dict[str, Any]]:
+    """Every object in a value, at any depth, that may be a content part."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            if not _PART_KEYS.isdisjoint(item):
+                yield item
+            children = list(item.values())
+        else:
+            children = item if isinstance(item, list) else []
+        waiting.extend(child for child in reversed(children) if type(child) is dict or type(child) is list)
+
+
+def _is_allowed(url: object, domains: frozenset[str]) -> bool:
+    if not isinstance(url, str):
+        return False
+    if url[:5].lower() == "data:":
+        return True
+    # Parsers disagree about backslashes, spaces, @ and letters outside ASCII; none of them is needed.
+    if not domains or not url.isascii() or not url.isprintable() or any(char in url for char in "\\ @"):
+        return False
+    try:
+        split = urlsplit(url)
+        return split.scheme in ("http", "https") and split.hostname in domains
+    except ValueError:
+        return False
+
+
+def _media_message(key: str, url: object, guard: Guard) -> str:
+    domains = ", ".join(sorted(guard.allowed_media_domains)[:10])
+    allowed = f"http(s) URLs of {domains}" if domains else "no other"
+    return (
+        f"{key} is {shown(url)}; data: URLs are allowed here, and {allowed}"
+        " (engine.allowed_media_domains in the settings)."
+    )
+
+
+_CHECKS: dict[str, _Check] = {
+    "stream": _check_stream,
+    **dict.fromkeys(("chat_template", "prompt_embeds", "media_io_kwargs", "mm_processor_kwargs"), _refuse),
+    "chat_template_kwargs": _check_template_kwargs,
+    **dict.fromkeys(("n", "best_of"), _check_count),
+    **dict.fromkeys(("logprobs", "top_logprobs", "prompt_logprobs"), _check_logprobs),
+    **dict.fromkeys(("response_format", "structured_outputs", "structural_tag", "text"), _check_grammar),
+    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), _check_grammar),
+    **dict.fromkeys(("tools", "functions"), _check_tools),
+    "prompt": _check_prompts,
+    **dict.fromkeys(("messages", "input"), _check_content),
+    # What scoring and reranking call their content, and what an engine may take for it elsewhere.
+    **dict.fromkeys(("text_1", "text_2", "data_1", "data_2"), _check_content),
+    **dict.fromkeys(("queries", "items", "query", "documents"), _check_content),
+}

@@ -1,0 +1,101 @@
+"""A run: batches of one model through Ray Data, from their missing requests to durable parts.
+
+`run` blocks and may be called in several threads at a time; request_stop of spool/control.py ends a batch's
+share of it early, with all finished lines kept. It neither merges nor changes any record: the parts on disk
+are its whole result. Imports ray inside functions only.
+
+Limits: the driver keeps an entry for each unfinished shard. An execution takes MAX_GROUPS tasks, and the next
+one begins when the last request of this one is answered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config import settings
+from pipeline import errors, slices
+from pipeline.fleet import Fleet
+from spool import control
+
+# Requests in flight for each one that the engine computes: a task's requests end one by one, so on average
+# only half of those that were sent are still there.
+DEPTH = 2.0
+# Tasks of one execution: bounds what Ray Data keeps in the driver, about 10 KB a task.
+MAX_GROUPS = 4096
+
+
+@dataclass(frozen=True)
+class Work:
+    """One batch of a run.
+
+    Attributes:
+        folder: the batch's folder, named `<batch_id>~<epoch>`.
+        attempt: number of its run, from 1; no two runs of a batch share one.
+    """
+
+    folder: Path
+    attempt: int
+
+
+def run(
+    works: Sequence[Work],
+    model: str,
+    fleet: Fleet,
+    configured: settings.Settings,
+    pool_resources: dict[str, float],
+) -> None:
+    """Work on every missing request of these batches, until all were tried or stopped.
+
+    Args:
+        works: batches of this model.
+        model: name of a configured model; its replicas are up or coming back.
+        fleet: started.
+        configured: all settings.
+        pool_resources: Ray resources that place the tasks on a pool's nodes.
+
+    Raises:
+        RunError: not all could be tried; what is finished is kept, and another run may go on.
+    """
+    from pipeline import data, replica
+
+    route = data.Route(fleet.handles(model), configured.engine.max_attempts)
+    depth = DEPTH * replica.max_num_seqs(configured.model_named(model)) * len(route.replicas)
+    try:
+        groups = slices.grouped(_pending(works), math.ceil(depth / slices.MAX_TASKS))
+        while window := list(itertools.islice(groups, MAX_GROUPS)):
+            # As many as it takes to have `depth` requests in flight, were all groups as large as the average.
+            missing = sum(each.missing for group in window for each in group) / len(window)
+            tasks = min(slices.MAX_TASKS, max(1, round(depth / missing)))
+            data.execute(window, route, tasks, pool_resources)
+        left = sum(each.missing for each in _pending(works))
+    except Exception as error:  # Ray wraps whatever a task raised, and has errors of its own
+        _abort(works, route.replicas)
+        raise errors.RunError(f"model {model!r}: {data.reason(error)}") from error
+    if left:
+        raise errors.RunError(
+            f"model {model!r}: {left} requests have no answer yet: its engine did not come back"
+        )
+
+
+def _pending(works: Sequence[Work]) -> list[slices.Slice]:
+    """What is to be done; nothing of batches that are stopped or were adopted by another daemon."""
+    found: list[slices.Slice] = []
+    for work in works:
+        if control.must_stop(work.folder):
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            found += slices.pending(work.folder, work.attempt)
+    return found
+
+
+def _abort(works: Sequence[Work], replicas: Sequence[Any]) -> None:
+    """Free the engines of requests that nobody waits for any more."""
+    for work in works:
+        for handle in replicas:
+            handle.abort.remote(str(work.folder))
