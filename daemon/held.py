@@ -130,6 +130,7 @@ class Held:
         return Progress(
             completed=self.completed,
             failed=self.failed,
+            at=round(now, 3),
             requests_per_s=round(rates[0], 3) if rates else None,
             tokens_per_s=round(rates[1], 3) if rates else None,
             eta_at=round(now + self.left / rates[0], 3) if rates else None,

@@ -26,6 +26,7 @@ class Progress(NamedTuple):
     """What is known of a running batch; counts cover durable parts only.
 
     Attributes:
+        at: when it was counted, Unix seconds.
         requests_per_s: measured lately; None while unknown. So tokens_per_s.
         eta_at: Unix seconds; None while unknown.
         at_risk: whether the deadline will probably be missed.
@@ -33,6 +34,7 @@ class Progress(NamedTuple):
 
     completed: int = 0
     failed: int = 0
+    at: float | None = None
     requests_per_s: float | None = None
     tokens_per_s: float | None = None
     eta_at: float | None = None
@@ -147,6 +149,7 @@ def _extra(
         "progress": {
             "done": done,
             "total": counts["total"],
+            "at": None if final else progress.at,
             "requests_per_s": None if final else progress.requests_per_s,
             "tokens_per_s": None if final else progress.tokens_per_s,
             "eta_at": None if final else progress.eta_at,

@@ -271,3 +271,10 @@ def test_without_capacity_ten_thousand_waiting_jobs_cost_next_to_nothing():
     assert runs == []
     assert [(len(group.jobs), group.reason) for group in waiting] == [(10_000, WaitReason.NO_CAPACITY)]
     assert min(costs) < 0.005
+
+
+def test_behind_the_last_slot_everybody_waits_for_capacity():
+    """Once no slot is left nobody's engine is asked about: the reason is the first thing that is missing."""
+    jobs = [_job("x", model="o"), _job("a"), _job("y", model="o")]
+    assert _decide(jobs, _pools(0, 0))[1] == dict.fromkeys("xay", "no_capacity")
+    assert _decide(jobs, _pools(1, 0))[1] == {"x": "engine_starting", "y": "no_capacity"}
