@@ -118,6 +118,9 @@ class Lifecycle:
         claim.finish(held.batch)
         held.shown_at = monotonic
         settings = self._settings
+        if problem := self._pool_problem(held.batch.record.sidecar.pool):
+            held.verdict, held.stage = work.Checked(problem, None, None), Stage.VALIDATED
+            return
         rules = validate.Rules(
             models=frozenset(model.name for model in settings.models),
             limits=settings.limits,
@@ -134,6 +137,15 @@ class Lifecycle:
             lambda: self.is_stopping,
             then=lambda done: self._validated(held, done),
         )
+
+    def _pool_problem(self, pool: str) -> LineError | None:
+        """Why a batch could never run: it asks for a pool in which nothing runs here."""
+        pools = self._settings.scheduler.pools
+        capacity = {"spot": pools.spot.capacity, "dedicated": pools.dedicated.capacity}.get(pool)
+        if capacity != 0:
+            return None
+        message = f"sidecar pool: {pool!r} has no capacity here (scheduler.pools.{pool}.capacity is 0)"
+        return LineError(code="invalid_request", message=message, param="pool")
 
     def _validated(self, held: Held, done: Future[work.Checked]) -> None:
         """Note what a worker found; `_enqueue` acts on it, so that it can be repeated."""

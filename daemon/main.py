@@ -1,4 +1,4 @@
-"""The command `batchd`: reads arguments, runs one command, maps each expected error to one line and a code."""
+"""The command `batchd`: reads arguments, runs a command, maps each expected error to one line and a code."""
 
 from __future__ import annotations
 

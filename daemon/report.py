@@ -1,7 +1,8 @@
 """Reports: how far running batches are, to status.json, to the metrics and to the throughput estimate.
 
 Progress is what durable parts hold, counted by listing their names. A running batch's status.json is written
-every SHOW_EVERY_S whether something changed or not, so that users see that it is alive; another's when it changed.
+every SHOW_EVERY_S whether something changed or not, so that users see that it is alive; another's when it
+changed.
 """
 
 from __future__ import annotations

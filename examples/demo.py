@@ -1,7 +1,7 @@
 """The one-minute demo: start batchd on a fresh spool, drop the sample batch, check every answer, stop.
 
-Everything is the real thing: the daemon as its own process, vLLM under Ray Data, files in folders. Exits with 1
-when an answer is wrong or the daemon fails, and then shows the end of its log.
+Everything is the real thing: the daemon as its own process, vLLM under Ray Data, files in folders. Exits with
+1 when an answer is wrong or the daemon fails, and then shows the end of its log.
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ def _show(status: dict[str, object], took_s: float, total_s: float) -> int:
         questions[request["custom_id"]] = request["body"]["messages"][-1]["content"]
     right = 0
     print()
-    for line in (outbox / "output.jsonl").read_text().splitlines() if (outbox / "output.jsonl").exists() else ():
+    for line in (
+        (outbox / "output.jsonl").read_text().splitlines() if (outbox / "output.jsonl").exists() else ()
+    ):
         row = json.loads(line)
         question = questions[row["custom_id"]]
         answer = row["response"]["body"]["choices"][0]["message"]["content"]

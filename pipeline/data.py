@@ -291,6 +291,10 @@ class _Call:
     def _replica(self) -> Any:
         return self._route.replicas[self._turn % len(self._route.replicas)]
 
+    @property
+    def _is_aborted(self) -> bool:
+        return self._give_up_at < float("inf")
+
     def _ask(self) -> None:
         """Ask whether the replica is ready: a request that is never sent costs no attempt."""
         self._is_sent = False
@@ -323,16 +327,18 @@ class _Call:
             if result is not None:
                 self.results[result.line] = result
                 del self._open[result.line]
-        if value.died is not None and self._open:
-            self._lost(value.died)
-        else:  # all is answered, or it was aborted
+        if not self._open or self._is_aborted:
             self.is_active = False
+        elif value.died is not None:
+            self._lost(value.died)
+        else:
+            self._not_ready("the replica let go of the requests")
 
     def _lost(self, reason: str) -> None:
         """The replica died with these requests in it."""
         self._tries += 1
         _log.warning("requests_lost", extra={"batch": self.batch, "shard": self.shard, "reason": reason})
-        if self._give_up_at < float("inf"):
+        if self._is_aborted:
             self.is_active = False
         elif self._tries >= self._route.max_attempts:
             self._fail(reason)
@@ -353,7 +359,7 @@ class _Call:
         now = time.monotonic()
         self._absent_since = self._absent_since or now
         self._turn += 1  # another replica may be there
-        if now - self._absent_since > RETURN_S or self._give_up_at < float("inf"):
+        if now - self._absent_since > RETURN_S or self._is_aborted:
             _log.error("replica_absent", extra={"batch": self.batch, "shard": self.shard, "reason": reason})
             self.is_active = False
         else:
@@ -373,7 +379,7 @@ class _Call:
 
     def abort_if_of(self, batch: str) -> None:
         """End early with what is finished; the replica then returns it."""
-        if self.batch != batch or self._give_up_at < float("inf"):
+        if self.batch != batch or self._is_aborted:
             return
         self._give_up_at = time.monotonic() + ABORT_S
         if self._is_sent and self.asked is not None:

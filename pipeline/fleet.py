@@ -344,5 +344,5 @@ def _stats_of(member: _Member) -> Any:
     try:
         return ray.get(asked)
     except (ray.exceptions.RayError, errors.PipelineError) as error:
-        _log.info("replica_down", extra={"reason": " ".join(str(error).split())[:200]})
+        _log.debug("replica_down", extra={"reason": " ".join(str(error).split())[:200]})
         return None

@@ -138,6 +138,8 @@ class Replica:
             if self._running.get((batch, shard)) is tasks:
                 del self._running[batch, shard]
         died = next((str(task.exception()) for task in tasks if _is_failed(task)), None)
+        if died is None and self._end is not None:  # it died under another shard, which cancelled ours
+            died = f"model {self._name!r}: the engine died"
         return Reply([None if _is_open(task) else task.result() for task in tasks], died)
 
     async def abort(self, batch: str, shard: int | None = None) -> None:

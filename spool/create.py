@@ -30,10 +30,10 @@ _ALLOWED = frozenset({"inbox", "work", "outbox", "archive", "lost+found"})
 
 
 def create(root: Path) -> Layout:
-    """Make a spool in a folder that is new or empty; an existing spool is left as it is, with what lacks made.
+    """Make a spool in a folder that is new or empty; of an existing one, make what lacks.
 
     Raises:
-        SpoolUnavailable: the folder cannot be made or written, holds something else, or a spool of another format.
+        SpoolUnavailable: the folder cannot be written, or holds something else or another format.
     """
     layout = Layout(root)
     try:
@@ -41,7 +41,7 @@ def create(root: Path) -> Layout:
         foreign = sorted(set(os.listdir(layout.root)) - _ALLOWED)
         if foreign and not layout.identity.exists():
             raise SpoolUnavailable(
-                f"{layout.root} holds other things ({foreign[0]}, ...) and no spool: name a new or empty folder"
+                f"{layout.root} holds other things ({foreign[0]}, ...) and no spool: name an empty folder"
             )
         for folder in layout.folders:
             if not folder.is_dir():

@@ -36,11 +36,18 @@ def batchd() -> str:
     return found
 
 
-def command(*arguments: str | Path, spool: Path | None = None, check: bool = False) -> subprocess.CompletedProcess[str]:
+def command(
+    *arguments: str | Path, spool: Path | None = None, check: bool = False
+) -> subprocess.CompletedProcess[str]:
     """Run one command of batchd."""
     environ = {**os.environ, **({"BATCHD_SPOOL__ROOT": str(spool)} if spool else {})}
     return subprocess.run(
-        [batchd(), *map(str, arguments)], capture_output=True, text=True, env=environ, timeout=120, check=check
+        [batchd(), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environ,
+        timeout=120,
+        check=check,
     )
 
 
@@ -97,7 +104,10 @@ class Daemon:
         with open(self.log, "ab") as sink:
             offset = sink.tell()
             self._process = subprocess.Popen(
-                [batchd(), "run", "--config", str(self._config)], stdout=sink, stderr=sink, start_new_session=True
+                [batchd(), "run", "--config", str(self._config)],
+                stdout=sink,
+                stderr=sink,
+                start_new_session=True,
             )
 
         def port() -> int | None:
@@ -107,8 +117,12 @@ class Daemon:
 
         self.port = until(port, what="the metrics port")
         if wait_ready:
-            until(lambda: self._check_alive() or self.get("/readyz")[0] == 200, READY_LIMIT_S, "readiness")
+            until(self._is_ready, READY_LIMIT_S, "readiness")
         return self
+
+    def _is_ready(self) -> bool:
+        self._check_alive()
+        return self.get("/readyz")[0] == 200
 
     def _check_alive(self) -> None:
         assert self._process is not None
@@ -147,10 +161,12 @@ class Daemon:
         hidden.write_bytes(content)
         hidden.rename(self.spool / "inbox" / name)
 
-    def status(self, name: str) -> Batch | None:
-        """status.json, parsed by OpenAI's own type; None before it is there."""
+    def status(self, name: str) -> Any:
+        """status.json as OpenAI's Batch (Any: each of its fields may be None); None before it is there."""
         try:
-            return Batch.model_validate(orjson.loads((self.spool / "outbox" / name / "status.json").read_bytes()))
+            return Batch.model_validate(
+                orjson.loads((self.spool / "outbox" / name / "status.json").read_bytes())
+            )
         except FileNotFoundError:
             return None
 
@@ -160,10 +176,10 @@ class Daemon:
         extra: dict[str, Any] = tree["batchd"]
         return extra
 
-    def ended(self, name: str, limit_s: float = LIMIT_S) -> Batch:
+    def ended(self, name: str, limit_s: float = LIMIT_S) -> Any:
         """The status of a batch once it is terminal."""
 
-        def look() -> Batch | None:
+        def look() -> Any:
             self._check_alive()
             shown = self.status(name)
             return shown if shown and shown.status in TERMINAL else None

@@ -15,8 +15,8 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "run",
         help="serve a spool until Ctrl-C or SIGTERM",
-        description="Serve a spool: claim what is dropped, answer it, publish. Ctrl-C or SIGTERM stops in order "
-        "within shutdown.grace_s; the next start goes on where this one stopped.",
+        description="Serve a spool: claim what is dropped, answer it, publish. Ctrl-C or SIGTERM stops in "
+        "order within shutdown.grace_s; the next start goes on where this one stopped.",
     )
     parser.add_argument(
         "--config",

@@ -31,7 +31,10 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """One daemon with the real engine for all tests that do not stop it."""
     running = Daemon(
         tmp_path_factory.mktemp("daemon"),
-        {"models": [MODEL], "limits": {"max_line_bytes": 20_000, "max_requests": 5_000, "max_bytes": 2_000_000}},
+        {
+            "models": [MODEL],
+            "limits": {"max_line_bytes": 20_000, "max_requests": 5_000, "max_bytes": 2_000_000},
+        },
     ).start()
     yield running
     assert running.stop() == 0
@@ -47,9 +50,21 @@ def test_a_thousand_additions_are_each_answered_on_their_own_line(daemon: Daemon
     assert [row["custom_id"] for row in output] == [row["custom_id"] for row in rows]
     assert daemons.wrong_sums(output) == []
     assert len({row["id"] for row in output}) == 1000
-    assert (shown.request_counts.total, shown.request_counts.completed, shown.request_counts.failed) == (1000, 1000, 0)
-    assert shown.usage.output_tokens == sum(row["response"]["body"]["usage"]["completion_tokens"] for row in output)
-    assert shown.created_at <= shown.in_progress_at <= shown.finalizing_at <= shown.completed_at <= shown.expires_at
+    assert (shown.request_counts.total, shown.request_counts.completed, shown.request_counts.failed) == (
+        1000,
+        1000,
+        0,
+    )
+    assert shown.usage.output_tokens == sum(
+        row["response"]["body"]["usage"]["completion_tokens"] for row in output
+    )
+    assert (
+        shown.created_at
+        <= shown.in_progress_at
+        <= shown.finalizing_at
+        <= shown.completed_at
+        <= shown.expires_at
+    )
 
 
 def test_a_file_can_be_dropped_by_cp_and_by_mv(daemon: Daemon, tmp_path: Path) -> None:
@@ -111,8 +126,16 @@ def _bad_rows() -> dict[str, tuple[bytes, str, str | None]]:
         "no-object": (b"[1]\n", "invalid_request", None),
         "no-messages": (row(body={"model": "tiny-adder"}), "invalid_request", "body.messages"),
         "no-model": (row(body={"messages": body["messages"]}), "invalid_request", "body.model"),
-        "no-id": (jsonl([{key: good[key] for key in good if key != "custom_id"}]), "missing_required_parameter", "custom_id"),
-        "no-body": (jsonl([{key: good[key] for key in good if key != "body"}]), "missing_required_parameter", "body"),
+        "no-id": (
+            jsonl([{key: good[key] for key in good if key != "custom_id"}]),
+            "missing_required_parameter",
+            "custom_id",
+        ),
+        "no-body": (
+            jsonl([{key: good[key] for key in good if key != "body"}]),
+            "missing_required_parameter",
+            "body",
+        ),
         "get": (row(method="GET"), "invalid_method", "method"),
         "url": (row(url="/v1/images"), "invalid_url", "url"),
         "two-urls": (jsonl([good, {**addition(2, 2), "url": "/v1/embeddings"}]), "invalid_url", "url"),
@@ -122,7 +145,11 @@ def _bad_rows() -> dict[str, tuple[bytes, str, str | None]]:
         "long": (row(custom_id="a", body={**body, "user": "x" * 20_000}), "line_too_long", None),
         "many": (jsonl([request(str(n)) for n in range(5_001)]), "too_many_tasks", None),
         "large": (b" " * 1000 + b"\n" * 2_000_000, "file_too_large", None),
-        "template": (row(body={**body, "chat_template": "{{ 1 }}"}), "unsupported_parameter", "body.chat_template"),
+        "template": (
+            row(body={**body, "chat_template": "{{ 1 }}"}),
+            "unsupported_parameter",
+            "body.chat_template",
+        ),
     }
 
 
@@ -173,7 +200,10 @@ def test_bodies_are_complete(daemon: Daemon) -> None:
     for custom_id, more in {
         "n": {"n": 2, "temperature": 1, "seed": 1},
         "logprobs": {"logprobs": True, "top_logprobs": 2},
-        "tools": {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}], "tool_choice": "none"},
+        "tools": {
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+            "tool_choice": "none",
+        },
         "schema": {
             "max_tokens": 20,
             "response_format": {
@@ -193,11 +223,13 @@ def test_bodies_are_complete(daemon: Daemon) -> None:
     assert len(bodies["n"]["choices"]) == 2
     assert len(bodies["logprobs"]["choices"][0]["logprobs"]["content"][0]["top_logprobs"]) == 2
     assert bodies["logprobs"]["choices"][0]["message"]["content"] == "42"
-    assert bodies["tools"]["choices"][0]["message"]["tool_calls"] == []
+    assert not bodies["tools"]["choices"][0]["message"].get("tool_calls")
     assert bodies["schema"]["choices"][0]["message"]["content"] in ('"yes"', '"no"')
     assert bodies["cut"]["choices"][0]["finish_reason"] == "length"
     assert bodies["tools"]["choices"][0]["finish_reason"] == "stop"
-    assert all(body["usage"]["total_tokens"] > 0 and body["model"] == "tiny-adder" for body in bodies.values())
+    assert all(
+        body["usage"]["total_tokens"] > 0 and body["model"] == "tiny-adder" for body in bodies.values()
+    )
 
 
 def test_completions_and_responses_are_served(daemon: Daemon) -> None:
@@ -228,7 +260,9 @@ def test_commands_work_on_the_folder_alone(daemon: Daemon, tmp_path: Path) -> No
     """submit --wait, status, validate and cancel, with the exit codes that scripts rely on."""
     batch_file = tmp_path / "mine.jsonl"
     batch_file.write_bytes(jsonl([addition(30, 12)]))
-    done = daemons.command("submit", batch_file, "--wait", "--window", "1h", "--metadata", "a=b", spool=daemon.spool)
+    done = daemons.command(
+        "submit", batch_file, "--wait", "--window", "1h", "--metadata", "a=b", spool=daemon.spool
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert str(daemon.spool / "outbox/mine/output.jsonl") in done.stdout
     shown = daemon.ended("mine")
@@ -248,7 +282,7 @@ def test_commands_work_on_the_folder_alone(daemon: Daemon, tmp_path: Path) -> No
 
 
 def test_metrics_tell_what_happened(daemon: Daemon) -> None:
-    """Read with Prometheus' own parser: batches, requests, tokens, engine, pools, and no name of any batch."""
+    """Read with Prometheus' own parser: batches, requests, tokens, engine, pools, and no batch's name."""
     daemon.drop("counted.jsonl", jsonl([addition(n, 1) for n in range(10)]))
     daemon.ended("counted")
 
@@ -290,7 +324,7 @@ def test_every_decision_is_logged_with_its_reason(daemon: Daemon) -> None:
 
 @pytest.mark.timeout(400)
 def test_a_stop_in_mid_batch_goes_on_at_the_next_start(tmp_path: Path) -> None:
-    """SIGTERM ends the daemon in order with finished lines kept; the next start answers the rest, none twice."""
+    """SIGTERM ends the daemon in order, finished lines are kept; the next start answers the rest."""
     daemon = Daemon(tmp_path, {"models": [MODEL]}).start()
     rows = [addition(a, b) for a in range(100) for b in range(0, 100, 2)]
     daemon.drop("long.jsonl", jsonl(rows))

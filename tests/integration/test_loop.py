@@ -1,4 +1,4 @@
-"""The loop on real folders and real threads, with a stand-in for the run: each decision without Ray or an engine.
+"""The loop on real folders and real threads, with a stand-in for the run: decisions without Ray or engine.
 
 The stand-in answers lines itself, by the very files a run would write, and waits where a test wants it to.
 """
@@ -28,7 +28,7 @@ from daemon.report import Reporter
 from daemon.runs import Runs
 from daemon.watch import Watcher
 from daemon.workers import Workers
-from pipeline import errors
+from pipeline import errors, validate
 from pipeline.fleet import ModelState
 from pipeline.run import Work
 from spool import control, create, lease, lines, parts, plan
@@ -76,7 +76,7 @@ class Run:
             if name.shard == shard.index
             for result in parts.read(work.folder, name)
         }
-        results = []
+        results: list[Result] = []
         for line, raw in plan.read_requests(work.folder, shard):
             if line in done:
                 continue
@@ -160,8 +160,8 @@ class Daemon:
             self.wake.clear()
         raise AssertionError("did not come to hold")
 
-    def status(self, name: str = "jan") -> OpenAIBatch | None:
-        """What a reader sees."""
+    def status(self, name: str = "jan") -> Any:
+        """What a reader sees, as OpenAI's Batch (Any: each of its fields may be None)."""
         try:
             content = (self.home.outbox / name / "status.json").read_bytes()
         except FileNotFoundError:
@@ -169,10 +169,11 @@ class Daemon:
         return OpenAIBatch.model_validate(orjson.loads(content))
 
     def extra(self, name: str = "jan") -> dict[str, Any]:
-        return orjson.loads((self.home.outbox / name / "status.json").read_bytes())["batchd"]
+        extra: dict[str, Any] = orjson.loads((self.home.outbox / name / "status.json").read_bytes())["batchd"]
+        return extra
 
-    def is_at(self, *statuses: str, name: str = "jan") -> Callable[[], OpenAIBatch | None]:
-        def look() -> OpenAIBatch | None:
+    def is_at(self, *statuses: str, name: str = "jan") -> Callable[[], Any]:
+        def look() -> Any:
             shown = self.status(name)
             return shown if shown and shown.status in statuses else None
 
@@ -267,6 +268,14 @@ def test_a_bad_sidecar_fails_the_batch(make: Callable[..., Daemon]) -> None:
     shown = daemon.until(daemon.is_at("failed"))
     assert shown.errors.data[0].code == "invalid_request"
     assert "sidecar pool" in shown.errors.data[0].message
+
+
+def test_a_batch_that_asks_for_an_empty_pool_fails_at_once(make: Callable[..., Daemon]) -> None:
+    """It would wait until its deadline otherwise."""
+    daemon = make(scheduler={"pools": {"dedicated": {"capacity": 0}}})
+    daemon.drop(sidecar="pool: dedicated\n")
+    shown = daemon.until(daemon.is_at("failed"))
+    assert "dedicated.capacity is 0" in shown.errors.data[0].message
 
 
 def test_a_cancel_keeps_what_is_finished(make: Callable[..., Daemon]) -> None:
@@ -450,9 +459,7 @@ def test_a_file_that_changes_after_the_claim_fails(
 ) -> None:
     """A writer that goes on through its old descriptor is noticed: input_modified."""
     daemon = make()
-    from daemon import work
-
-    plain = work.validate.check_and_copy
+    plain = validate.check_and_copy
 
     def write_meanwhile(source: Any, folder: Path, *args: Any) -> Any:
         verdict = plain(source, folder, *args)
@@ -460,7 +467,7 @@ def test_a_file_that_changes_after_the_claim_fails(
             file.write("\n")
         return verdict
 
-    monkeypatch.setattr(work.validate, "check_and_copy", write_meanwhile)
+    monkeypatch.setattr(validate, "check_and_copy", write_meanwhile)
     daemon.drop()
     shown = daemon.until(daemon.is_at("failed"))
     assert shown.errors.data[0].code == "input_modified"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import orjson
@@ -129,7 +130,7 @@ def test_a_late_cancel_is_refused_with_a_reason(tmp_path: Path) -> None:
     assert not control.cancel_requested(batch.outbox)
 
 
-def _reports() -> tuple[list[tuple[str, str]], recover.Callable[[str, str], None]]:
+def _reports() -> tuple[list[tuple[str, str]], Callable[[str, str], None]]:
     reports: list[tuple[str, str]] = []
     return reports, lambda event, detail: reports.append((event, detail))
 

@@ -39,9 +39,14 @@ def test_a_failed_fsync_leaves_the_old_file_and_no_temporary(
 
 def test_an_error_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     """A writer that raises publishes nothing."""
-    with pytest.raises(KeyError), files.durable(tmp_path / "a") as file:
-        file.write(b"half")
-        raise KeyError
+
+    def write_half() -> None:
+        with files.durable(tmp_path / "a") as file:
+            file.write(b"half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write_half()
     assert os.listdir(tmp_path) == []
 
 

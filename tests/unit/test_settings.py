@@ -87,7 +87,8 @@ def test_an_unknown_key_in_the_environment_is_an_error(
 
 def test_a_source_is_relative_to_the_yaml_file(tmp_path: Path) -> None:
     """`../x` means beside the file, `org/name` stays a hub name."""
-    text = "models:\n- {name: a, kind: vllm, source: ../weights}\n- {name: b, kind: vllm, source: Qwen/Qwen2.5-0.5B}\n"
+    models = "{name: a, kind: vllm, source: ../weights}, {name: b, kind: vllm, source: Qwen/Qwen2.5-0.5B}"
+    text = f"models: [{models}]\n"
     near, hub = _load(tmp_path, text).models
     assert isinstance(near, VllmModel)
     assert isinstance(hub, VllmModel)
