@@ -27,6 +27,7 @@ class Stage(StrEnum):
     VALIDATED = "validated"  # apply the verdict
     QUEUED = "queued"  # the scheduler has it
     ON_HOLD = "on_hold"  # its model or engine is not what it began with
+    DAMAGED = "damaged"  # its files cannot be read: left as they are for a person
     RUNNING = "running"  # a run has it
     ENDED = "ended"  # its run is over, or it is complete: decide what comes next
     DECIDED = "decided"  # an outcome stands: merge, commit, publish

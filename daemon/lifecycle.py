@@ -18,6 +18,7 @@ from daemon.held import Held, Outcome, Stage, StopReason
 from daemon.runs import Runs
 from daemon.workers import Workers
 from pipeline import validate
+from pipeline.errors import PipelineError
 from scheduler.job import Job
 from spool import claim, control, parts, recover
 from spool.batch import Batch
@@ -185,21 +186,10 @@ class Lifecycle:
 
     def _apply(self, held: Held, checked: work.Checked, now: float) -> bool:
         """Make a verdict durable; False if the batch ends with it."""
-        verdict, record = checked.verdict, held.batch.record
-        errors = (checked.problem,) if checked.problem else verdict.errors if verdict else ()
-        codes = {error.code: 1 for error in errors} if checked.problem else verdict.codes if verdict else {}
-        if errors:
-            reason = (
-                f"validation found {verdict.total_errors if verdict else 1} error(s): {errors[0].message}"
-            )
-            if record.cancel_requested_at is not None:
-                held.outcome = Outcome(Status.CANCELLED, "cancelled while it was validated")
-            else:
-                held.outcome = Outcome(Status.FAILED, reason, errors=errors)
-            held.stage = Stage.DECIDED
+        verdict = checked.verdict
+        if checked.problem or verdict is None or not verdict.is_valid:
+            self._fail(held, checked)
         else:
-            assert verdict is not None
-            assert checked.identity is not None
             plan = Plan(
                 endpoint=verdict.endpoint,
                 model=verdict.model,
@@ -210,13 +200,28 @@ class Lifecycle:
                 engine=self._identity(verdict.model),
             )
             reason = f"valid: {verdict.requests} requests for {verdict.model}"
-            held.batch.advance(now, record.status, Phase.QUEUED, reason, plan=plan, identity=checked.identity)
+            status = held.batch.record.status
+            held.batch.advance(now, status, Phase.QUEUED, reason, plan=plan, identity=checked.identity)
             _log.info("batch_valid", batch=held.id, requests=verdict.requests, rejected=verdict.rejected)
-        for code, count in codes.items():
+        for code, count in verdict.codes.items() if verdict else ():
             self._metrics.lines_rejected(code, count)
-        held.verdict = None
-        held.is_dirty = True
-        return not errors
+        held.verdict, held.is_dirty = None, True
+        return held.stage is not Stage.DECIDED
+
+    def _fail(self, held: Held, checked: work.Checked) -> None:
+        """End a batch whose file is not valid; a cancel that came meanwhile is obeyed all the same."""
+        if checked.problem:
+            found, count = (checked.problem,), 1
+            self._metrics.lines_rejected(checked.problem.code)
+        else:
+            assert checked.verdict is not None
+            found, count = checked.verdict.errors, checked.verdict.total_errors
+        if held.batch.record.cancel_requested_at is not None:
+            held.outcome = Outcome(Status.CANCELLED, "cancelled while it was validated")
+        else:
+            reason = f"validation found {count} error{'s' if count > 1 else ''}: {found[0].message}"
+            held.outcome = Outcome(Status.FAILED, reason, errors=found)
+        held.stage = Stage.DECIDED
 
     def _identity(self, model: str) -> dict[str, object]:
         """What decides the answers of a model; empty for one that is not configured."""
@@ -352,6 +357,11 @@ class Lifecycle:
             held.stage = Stage.DECIDED
             held.retry_at = self._clock.monotonic() + RETRY_S
             _log.warning("batch_waits", batch=held.id, stage=held.stage, error=str(error), retry_in_s=RETRY_S)
+            return
+        except (ValueError, PipelineError) as error:
+            # Nothing is decided from files that contradict themselves, and nothing of them is thrown away.
+            held.stage = Stage.DAMAGED
+            _log.error("batch_damaged", batch=held.id, folder=str(held.batch.folder), error=str(error))
             return
         self._forget(held)
         self._count_end(held, final)

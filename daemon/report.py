@@ -23,6 +23,8 @@ SHOW_EVERY_S = 1.0
 SHOWN_PER_PASS = 32
 # A batch whose status.json could not be written is tried again after this long.
 RETRY_S = 2.0
+# Batches that go on only after a person has done something.
+_FOR_A_PERSON = (Stage.ON_HOLD, Stage.DAMAGED)
 
 _log = logs.get()
 
@@ -105,7 +107,7 @@ class Reporter:
 
     def _export(self, held: dict[str, Held]) -> None:
         self._metrics.set_active(Counter(batch.batch.record.status for batch in held.values()))
-        self._metrics.set_held(sum(batch.stage is Stage.ON_HOLD for batch in held.values()))
+        self._metrics.set_held(sum(batch.stage in _FOR_A_PERSON for batch in held.values()))
         at_risk = sum(batch.is_at_risk for batch in held.values())
         self._metrics.set_queue(len(self._runs.queue), at_risk, self._runs.waiting)
         for pool in metrics.POOLS:

@@ -92,6 +92,8 @@ def configure() -> None:
     for handler in list(logger.handlers):  # Ray Data's own console and files: handlers are daemon/logs.py's
         logger.removeHandler(handler)
     logger.propagate = True
+    # It warns at every execution that progress bars are off, which is what we asked for.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False

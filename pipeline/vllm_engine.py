@@ -63,6 +63,7 @@ _ERROR = re.compile(r"^(?![\s(])(?:[\w.]+\.)?(\w+(?:: .*)?(?:\n {2}\S.*)?)", re.
 
 _CPU_KV_CACHE_BYTES = 1 << 30
 _STOP_S = 5.0
+_WARM_UP_TOKENS = 64
 _MAX_MESSAGE_CHARS = 2000
 _MAX_REPORTED_ERRORS = 10
 # What vLLM's processes say when another one of them has failed.
@@ -106,8 +107,10 @@ class VllmEngine:
         try:
             self._client, args = await asyncio.shield(loading)
             self._endpoints = await _build_endpoints(self._client, args)
+            await self._warm_up()
         except asyncio.CancelledError:
             # The thread cannot be stopped: what it still makes is taken down when it is there.
+            self._client = None
             loading.add_done_callback(_shut_down_result)
             raise
         except errors.EngineStartError:
@@ -120,8 +123,7 @@ class VllmEngine:
 
     async def answer(self, url: str, body: dict[str, Any], request_id: str) -> Answer:
         """See Engine."""
-        if self._client is None:
-            raise errors.EngineDeadError(f"model {self._model.name!r}: the engine is not running")
+        await self.check_health()
         endpoint = self._endpoints.get(url)
         if endpoint is None or endpoint.call is None:
             return _unsupported(self._model.name, url, self._endpoints)
@@ -149,17 +151,34 @@ class VllmEngine:
 
     async def check_health(self) -> None:
         """See Engine."""
-        if self._client is None:
-            raise errors.EngineDeadError(f"model {self._model.name!r}: the engine is not running")
         self._raise_if_dead(None)
 
     async def stop(self) -> None:
         """See Engine."""
         client, self._client, self._endpoints = self._client, None, {}
         if client is not None:
+            _fail_waiting(client)
             await asyncio.to_thread(_shut_down, client)
         if self._log is not None:
             self._log.close()
+
+    async def _warm_up(self) -> None:
+        """Answer one prompt of some length, so that an engine that cannot does not count as started.
+
+        It also prevents a crash: on CPU, vLLM skips its own warm-up where compilation is off and the size of
+        the KV cache is given. When the first prompt is then a very short one, its attention uses AMX tiles
+        before a larger product has asked the kernel for them: SIGILL (0.32.0, 12 of 12 starts, 2026-11).
+        """
+        tokens = [0] * min(_WARM_UP_TOKENS, self._client.model_config.max_model_len - 1)
+        words = "warm up " * (len(tokens) // 20)
+        for url, body in (
+            ("/v1/completions", {"prompt": tokens, "max_tokens": 1}),
+            ("/v1/embeddings", {"input": tokens}),
+            ("/score", {"text_1": words, "text_2": words}),
+        ):
+            if self._endpoints[url].call is not None:
+                await self.answer(url, body, "warm-up")  # refused is fine, only death is not
+                return
 
     def _load(self, log: _ErrorLog) -> tuple[Any, Namespace]:
         """Load vLLM and the model; blocks.
@@ -193,11 +212,12 @@ class VllmEngine:
         )
 
     def _raise_if_dead(self, error: Exception | None) -> None:
-        """Raise EngineDeadError if the engine is dead, or was in the moment of this error."""
-        if not self._client.errored and type(error).__name__ != "EngineDeadError":
-            return
-        reason = (self._log.root_cause() if self._log else None) or "its process ended"
-        raise errors.EngineDeadError(f"model {self._model.name!r}: the engine died: {reason}") from error
+        """Raise EngineDeadError if there is no engine, it is dead, or it was when this error came."""
+        if self._client is None:
+            raise errors.EngineDeadError(f"model {self._model.name!r}: the engine is not running") from error
+        if self._client.errored or type(error).__name__ == "EngineDeadError":
+            reason = (self._log.root_cause() if self._log else None) or "its process ended"
+            raise errors.EngineDeadError(f"model {self._model.name!r}: the engine died: {reason}") from error
 
 
 class _ErrorLog:
@@ -543,6 +563,13 @@ def _describe(error: BaseException) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())[:_MAX_MESSAGE_CHARS]
+
+
+def _fail_waiting(client: Any) -> None:
+    """Have the requests that are running fail; vLLM itself would leave their callers waiting for ever."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    client.output_processor.propagate_error(EngineDeadError())
 
 
 def _shut_down(client: Any) -> None:

@@ -298,9 +298,17 @@ class TestGenerating:
             if n % 5:
                 assert orjson.loads(answer.body)["choices"][0]["message"]["content"] == str(2 * n)
 
-    def test_it_stays_healthy(self, it: Running) -> None:
-        """After all of the above."""
+    def test_stopping_fails_what_is_running(self, it: Running) -> None:
+        """After all of the above the engine is healthy; stopped, it leaves no caller waiting."""
         it.run(it.engine.check_health())
+        body = {"model": "tiny-adder", "prompt": "1+1", "max_tokens": 900, "ignore_eos": True}
+        asked = it.begin(it.engine.answer("/v1/completions", body, "stopped"))
+        it.run(wait_until(lambda: it.unfinished() > 0))
+        it.run(it.engine.stop())
+        with pytest.raises(errors.EngineDeadError):
+            asked.result(timeout=1)
+        with pytest.raises(errors.EngineDeadError):
+            it.run(it.engine.check_health())
 
 
 class TestPooling:
@@ -312,6 +320,14 @@ class TestPooling:
         running = Running(max_model_len=1024, enforce_eager=True, runner="pooling", convert="embed")
         yield running
         running.close()
+
+    def test_a_short_first_prompt_is_answered(self, it: Running) -> None:
+        """The first request may be a single token.
+
+        Without the engine's own warm-up, vLLM's worker dies of it on a CPU with AMX: SIGILL in the attention.
+        """
+        answer, _ = it.ask("/v1/embeddings", input="1")
+        assert answer.usage == Usage(input_tokens=1)
 
     def test_embeddings_answer(self, it: Running) -> None:
         """A vector for each input, and its tokens are counted."""

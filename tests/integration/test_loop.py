@@ -411,6 +411,23 @@ def test_a_run_that_fails_again_and_again_ends_with_engine_errors(make: Callable
     assert "the engine is broken" in daemon.lines("errors.jsonl")[0]["error"]["message"]
 
 
+def test_a_damaged_part_is_left_for_a_person(make: Callable[..., Daemon]) -> None:
+    """Nothing is published from it, nothing is deleted, other batches go on."""
+    daemon = make()
+    daemon.run.may_go_on.clear()
+    daemon.run.answers_before_wait = 1
+    daemon.drop(count=2)
+    daemon.until(daemon.phase("running"))
+    (held,) = daemon.lifecycle.held.values()
+    (held.batch.folder / parts.FOLDER / str(parts.PartName(0, 1, 2, 0, 0))).write_bytes(b"torn")
+    daemon.until(lambda: held.stage == "damaged", later_s=2)
+    daemon.run.may_go_on.set()
+    daemon.drop("feb")
+    daemon.until(daemon.is_at("completed", name="feb"), later_s=2)
+    assert daemon.lines("output.jsonl") == []
+    assert held.batch.folder.is_dir()
+
+
 def test_a_stop_in_mid_batch_is_taken_up_by_the_next_start(make: Callable[..., Daemon]) -> None:
     """The finished lines are kept, the epoch rises, and it is no crash."""
     first = make()
