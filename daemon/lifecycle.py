@@ -211,7 +211,8 @@ class Lifecycle:
     def _fail(self, held: Held, checked: work.Checked) -> None:
         """End a batch whose file is not valid; a cancel that came meanwhile is obeyed all the same."""
         if checked.problem:
-            found, count = (checked.problem,), 1
+            found: tuple[LineError, ...] = (checked.problem,)
+            count = 1
             self._metrics.lines_rejected(checked.problem.code)
         else:
             assert checked.verdict is not None

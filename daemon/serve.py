@@ -19,7 +19,7 @@ from daemon.report import EngineMetrics, Reporter
 from daemon.runs import Runs
 from daemon.watch import Watcher
 from daemon.workers import Workers
-from pipeline import engine
+from pipeline import kinds
 from pipeline.fleet import Fleet
 from pipeline.run import Work
 from pipeline.run import run as run_works
@@ -42,7 +42,7 @@ def preflight(settings: Settings) -> None:
         EngineStartError: a model cannot be served here.
     """
     for model in settings.models:
-        engine.preflight(model)
+        kinds.preflight(model)
 
 
 def serve(settings: Settings) -> None:

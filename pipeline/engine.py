@@ -1,4 +1,4 @@
-"""What an engine is to the rest of batchd, and the one place that picks its module.
+"""What an engine is to the rest of batchd.
 
 An engine answers single requests of the OpenAI API, many at a time on one event loop; it does not batch
 files, retry or time out. vllm_engine.py (the real one) and echo.py (for tests) keep this contract; neither
@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from config import settings
-from pipeline import errors
 from spool.parts import Usage
 
 # What some model may answer; what this one model cannot is an Answer with status 404.
@@ -83,40 +81,3 @@ class Engine(Protocol):
     async def stop(self) -> None:
         """Free everything the engine holds, its processes too. May be called twice, or before start."""
         ...
-
-
-def make_engine(model: settings.ModelSettings, *, allowed_media_domains: tuple[str, ...]) -> Engine:
-    """Make the engine of a configured model; it does nothing before `start`.
-
-    Args:
-        model: its settings; `kind` picks the engine.
-        allowed_media_domains: hosts that media URLs may name; without any, only `data:` URLs work.
-
-    Raises:
-        EngineStartError: this version has no engine of that kind.
-    """
-    if isinstance(model, settings.VllmModel):
-        from pipeline import vllm_engine
-
-        return vllm_engine.VllmEngine(model, allowed_media_domains=allowed_media_domains)
-    if isinstance(model, settings.EchoModel):
-        from pipeline import echo
-
-        return echo.EchoEngine(model)
-    raise errors.EngineStartError(
-        f"model {model.name!r}: this version of batchd has no engine of kind {model.kind!r} yet"
-    )
-
-
-def preflight(model: settings.ModelSettings) -> None:
-    """Find at once what would make `start` fail: no import of vllm, no loading; milliseconds.
-
-    Raises:
-        EngineStartError: the engine is not installed, or the model's folder holds none.
-    """
-    if isinstance(model, settings.VllmModel):
-        from pipeline import vllm_engine
-
-        vllm_engine.preflight(model)
-    elif isinstance(model, settings.OpenAIModel):
-        make_engine(model, allowed_media_domains=())

@@ -21,7 +21,7 @@ import orjson
 import ray
 
 from config import settings
-from pipeline import engine, errors
+from pipeline import engine, errors, kinds
 from spool import lines
 from spool.parts import Result, Usage
 
@@ -200,7 +200,7 @@ class Replica:
     async def _start_engine(self) -> None:
         began = time.monotonic()
         try:
-            made = engine.make_engine(self._model, allowed_media_domains=self._limits.allowed_media_domains)
+            made = kinds.make_engine(self._model, allowed_media_domains=self._limits.allowed_media_domains)
             await made.start()
         except Exception as error:
             self._end_soon(START_RETRY_S)

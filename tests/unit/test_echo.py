@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from config import settings
-from pipeline import echo, engine, errors
+from pipeline import echo, engine, errors, kinds
 from spool.parts import Usage
 
 CHAT = {
@@ -23,7 +23,7 @@ CHAT = {
 
 def make(**fields: Any) -> engine.Engine:
     model = settings.EchoModel(name="echo", kind="echo", **fields)
-    return engine.make_engine(model, allowed_media_domains=())
+    return kinds.make_engine(model, allowed_media_domains=())
 
 
 def ask(url: str, body: dict[str, Any], **fields: Any) -> tuple[engine.Answer, Any]:
@@ -181,7 +181,7 @@ def test_a_kind_without_an_engine_is_refused() -> None:
     """Kind openai is not built yet, and nothing stands in for it."""
     model = settings.OpenAIModel(name="remote", kind="openai", urls=("http://127.0.0.1:8000",))
     with pytest.raises(errors.EngineStartError, match=r"'remote'.*'openai'"):
-        engine.make_engine(model, allowed_media_domains=())
+        kinds.make_engine(model, allowed_media_domains=())
 
 
 def test_echo_imports_nothing_heavy() -> None:
