@@ -89,7 +89,7 @@ class Daemon:
         self.spool = folder / "spool"
         self.log = folder / "daemon.log"
         self._config = folder / "batchd.yaml"
-        self._settings = {
+        self.settings = {
             "spool": {"root": str(self.spool), "min_free_bytes": 0},
             "inbox": {"settle_s": 0.3},
             "metrics": {"port": 0},
@@ -100,7 +100,7 @@ class Daemon:
 
     def start(self, wait_ready: bool = True) -> Daemon:
         """Start it, and wait until its engines are up."""
-        self._config.write_text(yaml.safe_dump(self._settings))
+        self._config.write_text(yaml.safe_dump(self.settings))
         with open(self.log, "ab") as sink:
             offset = sink.tell()
             self._process = subprocess.Popen(
@@ -129,9 +129,10 @@ class Daemon:
         assert self._process.poll() is None, f"batchd ended:\n{self.log.read_text()[-3000:]}"
 
     @property
-    def pid(self) -> int:
+    def process(self) -> subprocess.Popen[bytes]:
+        """The daemon's process."""
         assert self._process is not None
-        return self._process.pid
+        return self._process
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and text of an HTTP answer."""
