@@ -21,7 +21,7 @@ from typing import BinaryIO
 import orjson
 
 from pipeline import errors
-from spool import files, lines, parts, plan
+from spool import failpoints, files, lines, parts, plan
 from spool.parts import Result, Usage
 from spool.record import FileFacts, UsageTotals
 
@@ -75,8 +75,8 @@ def merge(batch: Path, plan_requests: int, unanswered: tuple[str, str], mode: in
     _check_plan(batch, shards, plan_requests)
     usage = Usage()
     with contextlib.ExitStack() as stack:
-        output = _Writer(folder / OUTPUT_FILE, mode, stack)
-        failures = _Writer(folder / ERRORS_FILE, mode, stack)
+        output = _Writer(folder / OUTPUT_FILE, mode, stack, "merge.output")
+        failures = _Writer(folder / ERRORS_FILE, mode, stack, "merge.errors")
         for shard in shards:
             results = _results(batch, shard, named[shard.index], unanswered)
             output.write([result.text for result in results if result.ok])
@@ -146,11 +146,12 @@ def _custom_id(request: bytes) -> str | None:
 class _Writer:
     """A result file that begins to exist with its first line, and counts and hashes what it gets."""
 
-    def __init__(self, target: Path, mode: int, stack: contextlib.ExitStack) -> None:
+    def __init__(self, target: Path, mode: int, stack: contextlib.ExitStack, step: failpoints.Step) -> None:
         self.lines = 0
         self._target = target
         self._mode = mode
         self._stack = stack
+        self._step: failpoints.Step = step
         self._file: BinaryIO | None = None
         self._hash = hashlib.sha256()
         self._size_bytes = 0
@@ -160,7 +161,7 @@ class _Writer:
         if not texts:
             return
         if self._file is None:
-            self._file = self._stack.enter_context(files.durable(self._target, self._mode))
+            self._file = self._stack.enter_context(files.durable(self._target, self._mode, self._step))
         content = b"\n".join(texts) + b"\n"
         self._file.write(content)
         self._hash.update(content)

@@ -91,7 +91,10 @@ def open_copy(batch: Path, batch_id: str) -> Iterator[Copy]:
     _clear(batch)
     shards_path = batch / plan.FOLDER / plan.SHARDS_FILE
     try:
-        with files.durable(shards_path) as shards, files.durable(batch / plan.INPUT_FILE) as requests:
+        with (
+            files.durable(shards_path, step="plan.shards") as shards,
+            files.durable(batch / plan.INPUT_FILE, step="plan.input") as requests,
+        ):
             copy = Copy(batch, batch_id, requests, shards)
             yield copy
             copy.end_shard()

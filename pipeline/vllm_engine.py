@@ -19,6 +19,7 @@ import logging
 import os
 import re
 import tempfile
+import threading
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -576,6 +577,9 @@ def _shut_down(client: Any) -> None:
     """End the engine's processes; blocks for some seconds at most."""
     # vLLM's default of 0 s kills them at once, which leaves shared memory behind for others to find.
     client.shutdown(timeout=max(_STOP_S, client.vllm_config.shutdown_timeout))
+    # vLLM leaves its ZeroMQ context, with two threads, to the collector. Ending it waits until the caller's
+    # loop has closed the sockets, and for ever if that loop is gone: hence a daemon thread.
+    threading.Thread(target=client.engine_core.resources.ctx.term, daemon=True).start()
 
 
 def _shut_down_result(loading: asyncio.Future[tuple[Any, Namespace]]) -> None:

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from spool import files, layout, status
 from spool.errors import BatchGone, RecordUnknown
+from spool.failpoints import Step
 from spool.record import FORMAT, Event, Final, Phase, Record, Status
 
 _Model = TypeVar("_Model", Record, Final)
@@ -109,7 +110,7 @@ class Batch:
         fresh = self.folder / layout.STATUS_FILE
         self._write(fresh, content)
         try:
-            files.rename_durable(fresh, self.outbox / layout.STATUS_FILE)
+            files.rename_durable(fresh, self.outbox / layout.STATUS_FILE, "status")
         except (FileNotFoundError, NotADirectoryError) as error:
             if not self.folder.is_dir():
                 raise BatchGone(f"{self.id} was adopted by another daemon") from error
@@ -127,6 +128,7 @@ class Batch:
                 files.make_folder(out)
         except FileNotFoundError as error:
             raise BatchGone(f"{self.id} was adopted by another daemon") from error
+        files.remove_temporaries([out])  # of a writer that was killed here: the folder becomes public
         relative = layout.from_exact(self.record.drop_path)
         for attempt in itertools.count(1):
             name = layout.outbox_name(relative, attempt)
@@ -138,7 +140,7 @@ class Batch:
             # A folder may be listed by whoever may read the files in it.
             os.chmod(out, 0o700 | self.mode | (self.mode & 0o444) >> 2)
             try:
-                files.rename_durable(out, self.outbox)
+                files.rename_durable(out, self.outbox, "place")
             except OSError as error:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     continue  # taken since we looked
@@ -156,14 +158,14 @@ class Batch:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def write_record(folder: Path, record: Record) -> None:
+def write_record(folder: Path, record: Record, step: Step = "record") -> None:
     """Make a record durable.
 
     Raises:
         BatchGone: the batch was adopted by another daemon.
     """
     try:
-        files.write_durable(folder / layout.RECORD_FILE, record.model_dump_json().encode() + b"\n")
+        files.write_durable(folder / layout.RECORD_FILE, record.model_dump_json().encode() + b"\n", step=step)
     except FileNotFoundError as error:
         raise BatchGone(f"{record.batch_id} was adopted by another daemon") from error
 

@@ -68,7 +68,7 @@ def claim(
     batch = Batch(home, folder, record, mode=defaults.mode)
     try:
         files.make_folder(folder)
-        write_record(folder, record)
+        write_record(folder, record, "claim.record")
         if _win(drop, batch):
             return batch
     except OSError:
@@ -134,7 +134,7 @@ def identity(facts: os.stat_result) -> FileIdentity:
 
 def _win(drop: Path, batch: Batch) -> bool:
     try:
-        files.rename_durable(drop, batch.drop)
+        files.rename_durable(drop, batch.drop, "claim.drop")
     except FileNotFoundError:
         # A network filesystem may report a rename that it did: what decides is our own unique target.
         return batch.drop.exists()

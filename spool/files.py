@@ -14,6 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from spool import failpoints
+from spool.failpoints import Step
+
 TEMPORARY_SUFFIX = ".tmp"
 # One write call per MiB keeps the number of system calls small without holding much in memory.
 BUFFER_BYTES = 1 << 20
@@ -29,12 +32,13 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def durable(target: Path, mode: int = 0o600) -> Iterator[BinaryIO]:
+def durable(target: Path, mode: int = 0o600, step: Step | None = None) -> Iterator[BinaryIO]:
     """Write a file so that it is there wholly or not at all, also after a power loss.
 
     Args:
         target: final path; what stands there is replaced.
         mode: permission bits, set whatever the umask is.
+        step: its name among the crash points.
 
     Yields:
         A buffered binary file under a temporary name beside the target.
@@ -53,26 +57,29 @@ def durable(target: Path, mode: int = 0o600) -> Iterator[BinaryIO]:
             file.flush()
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
+        failpoints.reach(step, "before")
         os.rename(temporary, target)
     except BaseException:
         with suppress(OSError):  # the first error is the one to report
             os.unlink(temporary)
         raise
     fsync_folder(target.parent)
+    failpoints.reach(step, "after")
 
 
-def write_durable(target: Path, content: bytes, mode: int = 0o600) -> None:
+def write_durable(target: Path, content: bytes, mode: int = 0o600, step: Step | None = None) -> None:
     """Write bytes as `durable` does."""
-    with durable(target, mode) as file:
+    with durable(target, mode, step) as file:
         file.write(content)
 
 
-def rename_durable(source: Path, target: Path) -> None:
+def rename_durable(source: Path, target: Path, step: Step | None = None) -> None:
     """Rename and make both folders durable: the target's first, so that a crash never loses the file.
 
     Raises:
         FileNotFoundError: the source, or the target's folder, is gone.
     """
+    failpoints.reach(step, "before")
     os.rename(source, target)
     fsync_folder(target.parent)
     if source.parent != target.parent:
@@ -80,6 +87,7 @@ def rename_durable(source: Path, target: Path) -> None:
         # anyhow.
         with suppress(FileNotFoundError):
             fsync_folder(source.parent)
+    failpoints.reach(step, "after")
 
 
 def make_folder(folder: Path, mode: int = 0o700) -> None:

@@ -102,7 +102,7 @@ def write(batch: Path, shard: int, attempt: int, results: Iterable[Result]) -> P
         usage = usage.plus(row.usage)
     completed = sum(row.ok for row in rows)
     name = PartName(shard, attempt, completed, len(rows) - completed, usage.total_tokens)
-    files.write_durable(batch / FOLDER / str(name), b"".join(map(_render, rows)))
+    files.write_durable(batch / FOLDER / str(name), b"".join(map(_render, rows)), step="part")
     return name
 
 

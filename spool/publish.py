@@ -15,9 +15,12 @@ import os
 import shutil
 from contextlib import suppress
 
+import orjson
+
 from spool import control, files, layout, parts, plan
 from spool.batch import Batch
 from spool.errors import BatchGone
+from spool.failpoints import Step
 from spool.record import FileFacts, Final, Status
 
 MERGED_FOLDER = "merged"
@@ -30,7 +33,9 @@ def commit(batch: Batch, final: Final) -> None:
         BatchGone: the batch was adopted by another daemon.
     """
     try:
-        files.write_durable(batch.folder / layout.FINAL_FILE, final.model_dump_json().encode() + b"\n")
+        files.write_durable(
+            batch.folder / layout.FINAL_FILE, final.model_dump_json().encode() + b"\n", step="final"
+        )
     except FileNotFoundError as error:
         raise BatchGone(f"{batch.id} was adopted by another daemon") from error
     batch.final = final
@@ -45,28 +50,41 @@ def roll_forward(batch: Batch) -> None:
     """
     final = batch.final
     assert final is not None, "roll_forward needs a committed batch"
-    _publish(batch, layout.OUTPUT_FILE, final.output)
-    _publish(batch, layout.ERRORS_FILE, final.errors_file)
+    _publish(batch, layout.OUTPUT_FILE, final.output, "publish.output")
+    _publish(batch, layout.ERRORS_FILE, final.errors_file, "publish.errors")
     if final.outcome is Status.CANCELLED:
         control.clear_cancel(batch.outbox)
     else:
         control.refuse_cancel(batch.outbox, f"the batch had already ended as {final.outcome}: {final.reason}")
-    batch.show()
+    if not _is_shown(batch):
+        batch.show()
     _archive(batch)
 
 
-def _publish(batch: Batch, name: str, facts: FileFacts | None) -> None:
+def _is_shown(batch: Batch) -> bool:
+    """Whether the outbox shows the end already: a terminal status.json never changes, nor its instance."""
+    if batch.record.outbox_name is None:
+        return False
+    try:
+        shown = orjson.loads((batch.outbox / layout.STATUS_FILE).read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return False
+    assert batch.final is not None
+    return bool(shown.get("id") == batch.id and shown.get("status") == batch.final.outcome)
+
+
+def _publish(batch: Batch, name: str, facts: FileFacts | None, step: Step) -> None:
     if facts is None:
         return
     try:
-        files.rename_durable(batch.folder / MERGED_FOLDER / name, batch.outbox / name)
+        files.rename_durable(batch.folder / MERGED_FOLDER / name, batch.outbox / name, step)
     except FileNotFoundError as error:
         if not batch.folder.is_dir():
             raise BatchGone(f"{batch.id} was adopted by another daemon") from error
         if (batch.folder / MERGED_FOLDER / name).exists():
             # The user removed the outbox folder: give the batch a new one, then move the file.
             batch.show()
-            files.rename_durable(batch.folder / MERGED_FOLDER / name, batch.outbox / name)
+            files.rename_durable(batch.folder / MERGED_FOLDER / name, batch.outbox / name, step)
 
 
 def _archive(batch: Batch) -> None:
@@ -78,6 +96,6 @@ def _archive(batch: Batch) -> None:
             os.unlink(batch.folder / name)
     files.remove_temporaries([batch.folder])
     try:
-        files.rename_durable(batch.folder, batch.home.archive / batch.id)
+        files.rename_durable(batch.folder, batch.home.archive / batch.id, "archive")
     except FileNotFoundError as error:
         raise BatchGone(f"{batch.id} was adopted by another daemon") from error

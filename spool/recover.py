@@ -70,7 +70,7 @@ def _adopt_one(home: layout.Layout, theirs: Path, ours: Path, mode: int) -> Batc
         shutil.rmtree(theirs, ignore_errors=True)
         return None
     final = read_final(theirs)
-    files.rename_durable(theirs, ours)
+    files.rename_durable(theirs, ours, "adopt")
     return Batch(home, ours, record, mode=mode, final=final)
 
 

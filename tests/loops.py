@@ -1,0 +1,198 @@
+"""The loop on real folders and real threads, with a stand-in for the run: no Ray and no engine.
+
+The stand-in answers lines itself, by the very files that a run would write, and waits where a test wants.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import prometheus_client
+from openai.types import Batch as OpenAIBatch
+
+from config.settings import Settings
+from daemon import http, metrics
+from daemon.clock import Clock
+from daemon.engines import Engines
+from daemon.intake import Intake
+from daemon.lifecycle import Lifecycle
+from daemon.loop import Loop, Parts
+from daemon.report import Reporter
+from daemon.runs import Runs
+from daemon.watch import Watcher
+from daemon.workers import Workers
+from pipeline import errors
+from pipeline.fleet import ModelState
+from pipeline.run import Work
+from spool import control, create, lease, lines, parts, plan
+from spool.parts import Result, Usage
+
+LIMIT_S = 20.0
+
+
+class Fleet:
+    """A fleet whose engines are up at once."""
+
+    def __init__(self, error: str | None = None) -> None:
+        self._error = error
+
+    def start_engines(self) -> None:
+        if self._error:
+            raise errors.EngineStartError(self._error)
+
+    def poll(self) -> list[ModelState]:
+        return [ModelState("m", 1, 1, 0, 0.1, 0, (), {}, Usage())]
+
+
+class Run:
+    """Stands in for pipeline.run.run: answers shard by shard, as told."""
+
+    def __init__(self) -> None:
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+        self.answers_before_wait = 0
+        self.error: Exception | None = None
+        self.calls: list[list[str]] = []
+
+    def __call__(self, works: list[Work], model: str, resources: dict[str, float]) -> None:
+        self.calls.append([work.folder.name for work in works])
+        if self.error:
+            raise self.error
+        for work in works:
+            for shard in plan.read(work.folder):
+                self._shard(work, shard)
+
+    def _shard(self, work: Work, shard: plan.Shard) -> None:
+        done = {
+            result.line
+            for name in parts.list_parts(work.folder)
+            if name.shard == shard.index
+            for result in parts.read(work.folder, name)
+        }
+        results: list[Result] = []
+        for line, raw in plan.read_requests(work.folder, shard):
+            if line in done:
+                continue
+            if len(results) >= self.answers_before_wait:
+                while not self.may_go_on.wait(0.01):
+                    if control.must_stop(work.folder):
+                        break
+                if control.must_stop(work.folder):
+                    break
+            custom_id = orjson.loads(raw)["custom_id"]
+            key = lines.request_key("batch_x", line)
+            text = lines.response_line(key, custom_id, 200, _answer(raw))
+            results.append(Result(line, True, Usage(2, 0, 1, 0), text))
+        if results:
+            parts.write(work.folder, shard.index, work.attempt, results)
+
+
+def _answer(raw: bytes) -> bytes:
+    """What the echo engine would say: the last message, as a chat completion."""
+    content = orjson.loads(raw)["body"]["messages"][-1]["content"]
+    return orjson.dumps({"choices": [{"message": {"role": "assistant", "content": content}}]})
+
+
+class Daemon:
+    """A loop that a test drives pass by pass."""
+
+    def __init__(self, tmp_path: Path, fleet: Fleet | None = None, **sections: Any) -> None:
+        self.settings = Settings(
+            models=({"name": "m", "kind": "echo", **sections.pop("model", {})},),
+            spool={"root": str(tmp_path / "spool"), "min_free_bytes": 0, **sections.pop("spool", {})},
+            inbox={"settle_s": 0, "backend": "polling", "poll_s": 0.05},
+            **sections,
+        )
+        self.home = create.open_or_create(tmp_path / "spool")
+        self.wake = threading.Event()
+        self.run = Run()
+        self.lease = lease.Lease(self.home, heartbeat_s=5, expire_s=60)
+        self.metrics = metrics.Metrics(prometheus_client.CollectorRegistry(), ["m"])
+        self.health = http.Health(60)
+        self.clock = Clock()
+        workers = Workers(self.wake, runs=3)
+        self.engines = Engines(fleet or Fleet(), ("m",), self.wake, lambda state: None)
+        self.runs = Runs(self.settings, workers, self.metrics, self.run)
+        self.lifecycle = Lifecycle(self.settings, self.clock, workers, self.runs, self.metrics)
+        watcher = Watcher(self.home.inbox, "polling", self.wake)
+        self.loop = Loop(
+            Parts(
+                settings=self.settings,
+                home=self.home,
+                clock=self.clock,
+                wake=self.wake,
+                workers=workers,
+                engines=self.engines,
+                intake=Intake(self.settings, self.home, self.lease.folder, watcher, self.metrics),
+                runs=self.runs,
+                lifecycle=self.lifecycle,
+                reporter=Reporter(self.runs, self.metrics, 0.0),
+                metrics=self.metrics,
+                health=self.health,
+            )
+        )
+        self.engines.start()
+
+    def drop(self, name: str = "jan", count: int = 3, sidecar: str = "", **changes: Any) -> None:
+        """Drop a file of requests a0, a1, …"""
+        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+        rows = [
+            {"custom_id": f"a{n}", "method": "POST", "url": "/v1/chat/completions", "body": body, **changes}
+            for n in range(count)
+        ]
+        if sidecar:
+            (self.home.inbox / f"{name}.batch.yaml").write_text(sidecar)
+        (self.home.inbox / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def step(self, later_s: float = 0.0) -> None:
+        """One pass, as if it were this much later."""
+        self.loop.step(time.monotonic() + later_s, is_woken=True)
+
+    def until(self, holds: Callable[[], Any], later_s: float = 0.0) -> Any:
+        """Step until something holds."""
+        ends_at = time.monotonic() + LIMIT_S
+        while time.monotonic() < ends_at:
+            self.step(later_s)
+            if found := holds():
+                return found
+            self.wake.wait(0.01)
+            self.wake.clear()
+        raise AssertionError("did not come to hold")
+
+    def status(self, name: str = "jan") -> Any:
+        """What a reader sees, as OpenAI's Batch (Any: each of its fields may be None)."""
+        try:
+            content = (self.home.outbox / name / "status.json").read_bytes()
+        except FileNotFoundError:
+            return None
+        return OpenAIBatch.model_validate(orjson.loads(content))
+
+    def extra(self, name: str = "jan") -> dict[str, Any]:
+        extra: dict[str, Any] = orjson.loads((self.home.outbox / name / "status.json").read_bytes())["batchd"]
+        return extra
+
+    def is_at(self, *statuses: str, name: str = "jan") -> Callable[[], Any]:
+        def look() -> Any:
+            shown = self.status(name)
+            return shown if shown and shown.status in statuses else None
+
+        return look
+
+    def phase(self, phase: str, name: str = "jan") -> Callable[[], bool]:
+        return lambda: self.status(name) is not None and self.extra(name)["phase"] == phase
+
+    def lines(self, file: str, name: str = "jan") -> list[dict[str, Any]]:
+        path = self.home.outbox / name / file
+        return [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+    def stop(self) -> None:
+        self.run.may_go_on.set()
+        self.loop.shut_down()
+        self.engines.stop(1.0)
+        self.lease.release()
