@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-from spool import lines
+from spool import lines, parts
 from spool.batch import Batch
+from spool.errors import BatchGone
 from spool.record import LineError, Status
 from spool.status import Progress
 
@@ -115,6 +116,20 @@ class Held:
         plan = self.batch.record.plan
         assert plan is not None
         return plan.model
+
+    def recount(self) -> None:
+        """Count what durable parts hold.
+
+        Raises:
+            BatchGone: the batch was adopted by another daemon.
+        """
+        try:
+            names = parts.list_parts(self.batch.folder)
+        except FileNotFoundError as error:
+            raise BatchGone(f"{self.id} was adopted by another daemon") from error
+        self.completed = sum(name.completed for name in names)
+        self.failed = sum(name.failed for name in names)
+        self.tokens = sum(name.tokens for name in names)
 
     def rates(self) -> tuple[float, float] | None:
         """(requests/s, tokens/s) over the samples; None while there are too few."""

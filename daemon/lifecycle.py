@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 
-from config.settings import EchoModel, OpenAIModel, Settings, VllmModel
-from daemon import logs, metrics, work
+from config.settings import Settings
+from daemon import logs, metrics, report, work
+from daemon.admission import Admission
 from daemon.clock import Clock
 from daemon.held import Held, Outcome, Stage, StopReason
 from daemon.runs import Runs
@@ -20,11 +21,11 @@ from daemon.workers import Workers
 from pipeline import validate
 from pipeline.errors import PipelineError
 from scheduler.job import Job
-from spool import claim, control, parts, recover
+from spool import claim, control, recover
 from spool.batch import Batch
 from spool.errors import BatchGone
 from spool.lines import Code
-from spool.record import Final, LineError, Phase, Plan, Status
+from spool.record import Final, LineError, Phase, Status
 
 # After an I/O error, seconds.
 RETRY_S = 2.0
@@ -42,7 +43,7 @@ class Lifecycle:
     ) -> None:
         self.held: dict[str, Held] = {}
         self.is_stopping = False
-        self._settings = settings
+        self._admission = Admission(settings, count)
         self._clock = clock
         self._workers = workers
         self._runs = runs
@@ -118,35 +119,18 @@ class Lifecycle:
             return
         claim.finish(held.batch)
         held.shown_at = monotonic
-        settings = self._settings
-        if problem := self._pool_problem(held.batch.record.sidecar.pool):
+        if problem := self._admission.pool_problem(held.batch.record.sidecar.pool):
             held.verdict, held.stage = work.Checked(problem, None, None), Stage.VALIDATED
             return
-        rules = validate.Rules(
-            models=frozenset(model.name for model in settings.models),
-            limits=settings.limits,
-            endpoint=held.batch.record.sidecar.endpoint,
-            on_invalid=held.batch.record.sidecar.on_invalid or settings.batches.on_invalid,
-            allowed_media_domains=settings.engine.allowed_media_domains,
-        )
         held.stage = Stage.VALIDATING
         self._workers.submit(
             "validate",
             work.check,
             held.batch,
-            rules,
+            self._admission.rules(held.batch.record),
             lambda: self.is_stopping,
             then=lambda done: self._validated(held, done),
         )
-
-    def _pool_problem(self, pool: str) -> LineError | None:
-        """Why a batch could never run: it asks for a pool in which nothing runs here."""
-        pools = self._settings.scheduler.pools
-        capacity = {"spot": pools.spot.capacity, "dedicated": pools.dedicated.capacity}.get(pool)
-        if capacity != 0:
-            return None
-        message = f"sidecar pool: {pool!r} has no capacity here (scheduler.pools.{pool}.capacity is 0)"
-        return LineError(code="invalid_request", message=message, param="pool")
 
     def _validated(self, held: Held, done: Future[work.Checked]) -> None:
         """Note what a worker found; `_enqueue` acts on it, so that it can be repeated."""
@@ -163,87 +147,25 @@ class Lifecycle:
 
     def _enqueue(self, held: Held, now: float, monotonic: float) -> None:
         """Apply a verdict, or take up a batch whose plan stands; then queue it, unless it is over already."""
-        if isinstance(held.verdict, work.Checked) and not self._apply(held, held.verdict, now):
+        if isinstance(held.verdict, work.Checked) and not self._admission.apply(held, held.verdict, now):
             return
         held.verdict = None
         record = held.batch.record
         assert record.plan is not None
-        recount(held)
+        held.recount()
         if held.left == 0 or record.cancel_requested_at is not None or now >= record.deadline_at:
             self._decide(held, now)
             return
-        if problem := self._engine_differs(record.plan, held.done):
+        if problem := self._admission.engine_problem(record.plan, held.done):
             held.batch.save(warnings=(*record.warnings, problem))
             held.stage, held.is_dirty = Stage.ON_HOLD, True
             _log.error("batch_on_hold", batch=held.id, reason=problem)
             return
-        if record.plan.engine != self._identity(record.plan.model):
-            held.batch.save(plan=record.plan.model_copy(update={"engine": self._identity(record.plan.model)}))
+        self._admission.note_engine(held.batch)
         if len(self._runs.queue) >= self._runs.queue.limit:
             held.retry_at = monotonic + RETRY_S  # adopted beyond scheduler.max_claimed: waits for room
             return
         self._queue(held, monotonic, at_front=False)
-
-    def _apply(self, held: Held, checked: work.Checked, now: float) -> bool:
-        """Make a verdict durable; False if the batch ends with it."""
-        verdict = checked.verdict
-        if checked.problem or verdict is None or not verdict.is_valid:
-            self._fail(held, checked)
-        else:
-            plan = Plan(
-                endpoint=verdict.endpoint,
-                model=verdict.model,
-                requests=verdict.requests,
-                shards=verdict.shards,
-                input_bytes=verdict.input_bytes,
-                sha256=verdict.sha256,
-                engine=self._identity(verdict.model),
-            )
-            reason = f"valid: {verdict.requests} requests for {verdict.model}"
-            status = held.batch.record.status
-            held.batch.advance(now, status, Phase.QUEUED, reason, plan=plan, identity=checked.identity)
-            _log.info("batch_valid", batch=held.id, requests=verdict.requests, rejected=verdict.rejected)
-        for code, count in verdict.codes.items() if verdict else ():
-            self._metrics.lines_rejected(code, count)
-        held.verdict, held.is_dirty = None, True
-        return held.stage is not Stage.DECIDED
-
-    def _fail(self, held: Held, checked: work.Checked) -> None:
-        """End a batch whose file is not valid; a cancel that came meanwhile is obeyed all the same."""
-        if checked.problem:
-            found: tuple[LineError, ...] = (checked.problem,)
-            count = 1
-            self._metrics.lines_rejected(checked.problem.code)
-        else:
-            assert checked.verdict is not None
-            found, count = checked.verdict.errors, checked.verdict.total_errors
-        if held.batch.record.cancel_requested_at is not None:
-            held.outcome = Outcome(Status.CANCELLED, "cancelled while it was validated")
-        else:
-            reason = f"validation found {count} error{'s' if count > 1 else ''}: {found[0].message}"
-            held.outcome = Outcome(Status.FAILED, reason, errors=found)
-        held.stage = Stage.DECIDED
-
-    def _identity(self, model: str) -> dict[str, object]:
-        """What decides the answers of a model; empty for one that is not configured."""
-        for configured in self._settings.models:
-            if configured.name == model:
-                return identity(configured)
-        return {}
-
-    def _engine_differs(self, plan: Plan, done: int) -> str | None:
-        """Why a batch cannot go on with the engine of today."""
-        today = self._identity(plan.model)
-        if not plan.model:
-            return None
-        if not today:
-            return f"model {plan.model!r} is not configured any more: configure it again, or cancel the batch"
-        if done and today != plan.engine:
-            return (
-                f"model {plan.model!r} was {plan.engine} when this batch began and is {today} now: "
-                "set it back, or cancel the batch and drop the file again"
-            )
-        return None
 
     def _queue(self, held: Held, monotonic: float, *, at_front: bool) -> None:
         job = Job.of(held.batch.record, held.left)
@@ -281,7 +203,7 @@ class Lifecycle:
     def _after_run(self, held: Held, now: float, monotonic: float) -> None:
         """A run is over, or all lines are answered: end the batch, or queue it again."""
         done_before = held.done
-        recount(held)
+        held.recount()
         record = held.batch.record
         if held.left == 0 or record.cancel_requested_at is not None or now >= record.deadline_at:
             self._decide(held, now)
@@ -365,54 +287,11 @@ class Lifecycle:
             _log.error("batch_damaged", batch=held.id, folder=str(held.batch.folder), error=str(error))
             return
         self._forget(held)
-        self._count_end(held, final)
-
-    def _count_end(self, held: Held, final: Final) -> None:
-        record = held.batch.record
-        seconds = round(final.at - record.submitted_at, 3)
-        _log.info(
-            "batch_ended",
-            batch=held.id,
-            status=final.outcome,
-            reason=final.reason,
-            completed=final.completed,
-            failed=final.failed,
-            seconds=seconds,
-            outbox=record.outbox_name,
-        )
-        self._metrics.batch_ended(final.outcome, seconds)
-        if final.outcome in (Status.COMPLETED, Status.EXPIRED):
-            self._metrics.deadline_judged(final.at <= record.deadline_at, record.deadline_at - final.at)
-        if record.plan and (unanswered := final.failed - held.failed) > 0:
-            outcome = {Code.EXPIRED: metrics.Outcome.EXPIRED, Code.CANCELLED: metrics.Outcome.CANCELLED}
-            code = held.outcome.code if held.outcome else Code.ENGINE
-            self._metrics.requests_ended(
-                record.plan.model, outcome.get(code, metrics.Outcome.FAILED), unanswered
-            )
+        report.count_end(self._metrics, held, final)
 
     def _forget(self, held: Held) -> None:
         self._runs.queue.remove(held.id)
         self.held.pop(held.id, None)
-
-
-def identity(model: VllmModel | OpenAIModel | EchoModel) -> dict[str, object]:
-    """What of a model's settings decides its answers; how many engines it has does not."""
-    return model.model_dump(mode="json", exclude={"name", "replicas", "latency_s", "urls", "api_key_env"})
-
-
-def recount(held: Held) -> None:
-    """Count what durable parts hold.
-
-    Raises:
-        BatchGone: the batch was adopted by another daemon.
-    """
-    try:
-        names = parts.list_parts(held.batch.folder)
-    except FileNotFoundError as error:
-        raise BatchGone(f"{held.id} was adopted by another daemon") from error
-    held.completed = sum(name.completed for name in names)
-    held.failed = sum(name.failed for name in names)
-    held.tokens = sum(name.tokens for name in names)
 
 
 def stop(held: Held, reason: StopReason) -> None:

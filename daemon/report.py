@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections import Counter
 
-from daemon import lifecycle, logs, metrics
+from daemon import logs, metrics
 from daemon.held import Held, Stage
 from daemon.runs import Runs
 from pipeline.fleet import ModelState
 from scheduler import sla
 from scheduler.job import Job
 from spool.errors import BatchGone
+from spool.lines import Code
+from spool.record import Final, Status
 
 COUNT_EVERY_S = 0.5
 SHOW_EVERY_S = 1.0
@@ -61,7 +63,7 @@ class Reporter:
         """Count a running batch's parts; a batch that is complete need not wait for the rest of its run."""
         before, completed_before = held.done, held.completed
         try:
-            lifecycle.recount(held)
+            held.recount()
         except (BatchGone, OSError):
             return 0  # the next move of the batch meets the same and acts on it
         if held.done > before or not held.samples:
@@ -112,6 +114,29 @@ class Reporter:
         self._metrics.set_queue(len(self._runs.queue), at_risk, self._runs.waiting)
         for pool in metrics.POOLS:
             self._metrics.set_pool(pool, self._runs.pools.capacity(pool), self._runs.pools.free(pool))
+
+
+def count_end(count: metrics.Metrics, held: Held, final: Final) -> None:
+    """Log and count the end of a batch."""
+    record = held.batch.record
+    seconds = round(final.at - record.submitted_at, 3)
+    _log.info(
+        "batch_ended",
+        batch=held.id,
+        status=final.outcome,
+        reason=final.reason,
+        completed=final.completed,
+        failed=final.failed,
+        seconds=seconds,
+        outbox=record.outbox_name,
+    )
+    count.batch_ended(final.outcome, seconds)
+    if final.outcome in (Status.COMPLETED, Status.EXPIRED):
+        count.deadline_judged(final.at <= record.deadline_at, record.deadline_at - final.at)
+    if record.plan and (unanswered := final.failed - held.failed) > 0:
+        outcome = {Code.EXPIRED: metrics.Outcome.EXPIRED, Code.CANCELLED: metrics.Outcome.CANCELLED}
+        code = held.outcome.code if held.outcome else Code.ENGINE
+        count.requests_ended(record.plan.model, outcome.get(code, metrics.Outcome.FAILED), unanswered)
 
 
 class EngineMetrics:
