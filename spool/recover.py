@@ -16,11 +16,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from spool import control, files, layout, lease, parts
+from spool import control, failpoints, files, layout, lease, parts
 from spool.batch import Batch, read_final, read_record
 from spool.errors import BatchGone, RecordUnknown
+from spool.record import Phase
 
 # A batch whose work kills the daemon each time must not do so for ever.
 MAX_CRASHES = 5
@@ -56,6 +58,11 @@ def adopt(
             report("batch_left_alone", str(error))
         except (BatchGone, FileNotFoundError):
             report("batch_adopted_elsewhere", name)
+    # Once for all of them: thousands may wait. A rename that a power cut undoes is simply done again.
+    files.fsync_folder(own)
+    with suppress(FileNotFoundError):
+        files.fsync_folder(dead)
+    failpoints.reach("adopt", "after")
     return adopted
 
 
@@ -70,15 +77,19 @@ def _adopt_one(home: layout.Layout, theirs: Path, ours: Path, mode: int) -> Batc
         shutil.rmtree(theirs, ignore_errors=True)
         return None
     final = read_final(theirs)
-    files.rename_durable(theirs, ours, "adopt")
+    failpoints.reach("adopt", "before")
+    os.rename(theirs, ours)
     return Batch(home, ours, record, mode=mode, final=final)
 
 
 def _settle(batch: Batch, was_clean: bool) -> None:
-    """Drop what a killed writer left, and count crashes that brought nothing new."""
+    """Drop what a killed writer left, and count crashes that brought nothing new.
+
+    A batch that only waited when its daemon died is no suspect.
+    """
     control.clear_stop(batch.folder)
     files.remove_temporaries([batch.folder, batch.folder / parts.FOLDER])
-    if was_clean or batch.final:
+    if was_clean or batch.final or batch.record.phase is Phase.QUEUED:
         return
     done = len(parts.list_parts(batch.folder)) if batch.record.plan else 0
     has_progressed = done > batch.record.parts

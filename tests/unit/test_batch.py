@@ -152,14 +152,22 @@ def test_an_adopted_batch_goes_on_with_the_next_epoch(tmp_path: Path) -> None:
     (adopted,), _ = _adopt(home, instance)
     assert adopted.folder.name == f"{batch.id}~2"
     assert adopted.record.plan == batch.record.plan
-    assert adopted.record.crashes == 1
     assert adopted.outbox == batch.outbox
+
+
+@pytest.mark.parametrize(("phase", "crashes"), [(Phase.RUNNING, 1), (Phase.QUEUED, 0), (Phase.VALIDATING, 1)])
+def test_only_a_batch_that_was_worked_on_is_a_suspect(tmp_path: Path, phase: Phase, crashes: int) -> None:
+    """A crash counts against what was under way, not against what waited."""
+    home, instance = spools.make(tmp_path)
+    spools.planned(spools.claimed(home, instance)).save(phase=phase)
+    (adopted,), _ = _adopt(home, instance)
+    assert adopted.record.crashes == crashes
 
 
 def test_an_orderly_stop_is_no_crash(tmp_path: Path) -> None:
     """The `clean` marker of the instance says so."""
     home, instance = spools.make(tmp_path)
-    spools.planned(spools.claimed(home, instance))
+    spools.planned(spools.claimed(home, instance)).save(phase=Phase.RUNNING)
     (instance / "clean").touch()
     (adopted,), _ = _adopt(home, instance)
     assert adopted.record.crashes == 0
@@ -169,7 +177,7 @@ def test_crashes_start_anew_when_a_part_was_added(tmp_path: Path) -> None:
     """Only crashes that brought nothing new count towards giving up."""
     home, instance = spools.make(tmp_path)
     batch = spools.planned(spools.claimed(home, instance))
-    batch.save(crashes=4)
+    batch.save(crashes=4, phase=Phase.RUNNING)
     parts.write(batch.folder, 0, 1, [parts.Result(0, True, parts.Usage(), b"{}")])
     (adopted,), _ = _adopt(home, instance)
     assert (adopted.record.crashes, adopted.record.parts) == (1, 1)
