@@ -91,14 +91,14 @@ class Admission:
                 return identity(configured)
         return {}
 
-    def engine_problem(self, plan: Plan, done: int) -> str | None:
+    def engine_problem(self, plan: Plan, runs: int) -> str | None:
         """Why a batch cannot go on with the engine of today."""
         today = self._engine_of(plan.model)
         if not plan.model:
             return None
         if not today:
             return f"model {plan.model!r} is not configured any more: configure it again, or cancel the batch"
-        if done and today != plan.engine:
+        if runs and today != plan.engine:
             return (
                 f"model {plan.model!r} was {plan.engine} when this batch began and is {today} now: "
                 "set it back, or cancel the batch and drop the file again"

@@ -64,10 +64,16 @@ class Engines:
     def _serve(self) -> None:
         try:
             self._fleet.start_engines()
+            self._poll()
         except errors.EngineStartError as error:
             self.error = error
-            self._wake.set()
-            return
+        except Exception as error:  # noqa: BLE001 (a thread that ends unseen would leave the daemon waiting for ever)
+            if not self._stop.is_set():
+                _log.exception("engines_lost")
+            self.error = errors.EngineStartError(f"engines cannot be served any more: {error!r}")
+        self._wake.set()
+
+    def _poll(self) -> None:
         while not self._stop.is_set():
             states = self._fleet.poll()
             for state in states:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-from spool import lines, parts
+from spool import parts
 from spool.batch import Batch
 from spool.errors import BatchGone
 from spool.record import LineError, Status
@@ -49,14 +49,13 @@ class Outcome(NamedTuple):
     """How a batch ends.
 
     Attributes:
-        code: for each line that has no result.
+        gives_up: whether it is COMPLETED although lines have no result; they get the reason.
         errors: of a failed validation.
     """
 
     status: Status
     reason: str
-    code: lines.Code = lines.Code.ENGINE
-    message: str = ""
+    gives_up: bool = False
     errors: tuple[LineError, ...] = ()
 
 
@@ -68,7 +67,10 @@ class Held:
         completed, failed, tokens: what durable parts hold.
         run_id: of the run that has it.
         stop_reason: why that run was told to stop, if it was.
-        failures: runs in a row that brought nothing.
+        failures: runs in a row that brought nothing, or tries in a row to validate.
+        done_at_begin: results when its run began.
+        stopped_at: monotonic seconds at which that run was told to stop working on it.
+        tallies: what its parts held when they were last counted, by shard.
         retry_at: monotonic seconds before which nothing is tried, after an I/O error.
         shown_at: monotonic seconds of the last status.json.
         is_dirty: whether status.json lags behind the record.
@@ -85,6 +87,8 @@ class Held:
     stop_reason: StopReason | None = None
     run_error: str | None = None
     failures: int = 0
+    done_at_begin: int = 0
+    stopped_at: float = 0.0
     retry_at: float = 0.0
     shown_at: float = 0.0
     is_dirty: bool = False
@@ -92,6 +96,7 @@ class Held:
     queued_at: float = 0.0
     outcome: Outcome | None = None
     verdict: object = None
+    tallies: dict[int, parts.Tally] = field(default_factory=dict)
     samples: deque[tuple[float, int, int]] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
 
     @property
@@ -122,14 +127,15 @@ class Held:
 
         Raises:
             BatchGone: the batch was adopted by another daemon.
+            ValueError: a part is damaged.
         """
         try:
-            names = parts.list_parts(self.batch.folder)
+            self.tallies = parts.tally(self.batch.folder, self.tallies)
         except FileNotFoundError as error:
             raise BatchGone(f"{self.id} was adopted by another daemon") from error
-        self.completed = sum(name.completed for name in names)
-        self.failed = sum(name.failed for name in names)
-        self.tokens = sum(name.tokens for name in names)
+        self.completed = sum(tally.completed for tally in self.tallies.values())
+        self.failed = sum(tally.failed for tally in self.tallies.values())
+        self.tokens = sum(tally.tokens for tally in self.tallies.values())
 
     def rates(self) -> tuple[float, float] | None:
         """(requests/s, tokens/s) over the samples; None while there are too few."""

@@ -22,6 +22,8 @@ CLAIMS_PER_PASS = 64
 ADOPT_EVERY_S = 5.0
 # When a drop that could not be claimed is looked at again, seconds.
 RETRY_S = 0.5
+# When one whose claim failed with an I/O error is, seconds.
+FAILED_RETRY_S = 5.0
 # What is ignored is reported once; the memory of it is bounded.
 MAX_REPORTED = 10_000
 
@@ -45,6 +47,8 @@ class Intake:
         )
         self._defaults = claim.Defaults(settings.batches.completion_window, window, settings.spool.file_mode)
         self._reported: set[tuple[Path, str]] = set()
+        self._not_before: dict[Path, float] = {}
+        self._left_alone: set[str] = set()
         self._ready: list[drops.Candidate] = []
         self._scan_at = 0.0
         self._adopt_at = 0.0
@@ -61,17 +65,18 @@ class Intake:
         """
         if is_woken or monotonic >= self._scan_at:
             self._scan(now, monotonic)
-        quota = min(room, CLAIMS_PER_PASS)
+        quota = max(0, min(room, CLAIMS_PER_PASS))
         batch_of_drops, self._ready = self._ready[:quota], self._ready[quota:]
         for candidate in batch_of_drops:
-            if drops.has_writer(self._home.inbox / candidate.relative):
-                self._scan_at = min(self._scan_at, monotonic + RETRY_S)  # still, yet open: ask again
+            drop = self._home.inbox / candidate.relative
+            if drops.key_of(drop) != candidate.key or drops.has_writer(drop):
+                self._scan_at = min(self._scan_at, monotonic + RETRY_S)  # changed, or still open: ask again
                 continue
             try:
                 batch = claim.claim(self._home, self._own, candidate.relative, now, self._defaults)
             except OSError as error:
                 _log.warning("claim_failed", drop=layout.readable(candidate.relative), error=str(error))
-                self._scan_at = min(self._scan_at, monotonic + RETRY_S)
+                self._not_before[candidate.relative] = monotonic + FAILED_RETRY_S
                 continue
             self._settling.forget(candidate.relative)
             if batch:
@@ -88,7 +93,12 @@ class Intake:
         self._metrics.scanned(now, found.is_complete)
         self._metrics.set_watch_mode(self._watcher.mode)
         self._report_ignored(found.ignored)
-        self._ready = self._settling.observe(found, moved, monotonic)
+        ready = self._settling.observe(found, moved, monotonic)
+        # What could not be claimed rests, so that it does not keep others from their turn.
+        self._not_before = {path: at for path, at in self._not_before.items() if at > monotonic}
+        self._ready = [candidate for candidate in ready if candidate.relative not in self._not_before]
+        if self._not_before:
+            self._scan_at = min(self._scan_at, *self._not_before.values())
         next_in_s = self._settling.next_in_s(monotonic)
         if next_in_s is not None:
             self._scan_at = min(self._scan_at, monotonic + next_in_s)
@@ -125,10 +135,12 @@ class Intake:
         adopted: list[Batch] = []
         for dead in self._others.dead():
             adopted += recover.adopt(
-                self._home, self._own, dead, mode=self._settings.spool.file_mode, report=_report
+                self._home, self._own, dead, mode=self._settings.spool.file_mode, report=self._report
             )
         return sorted(adopted, key=lambda batch: (batch.record.submitted_at, batch.id))
 
-
-def _report(event: str, detail: str) -> None:
-    _log.warning(event, detail=detail)
+    def _report(self, event: str, detail: str) -> None:
+        """Log what adoption left alone: once, since it is looked at again and again."""
+        if detail not in self._left_alone and len(self._left_alone) < MAX_REPORTED:
+            self._left_alone.add(detail)
+            _log.warning(event, detail=detail)

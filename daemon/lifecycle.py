@@ -16,21 +16,23 @@ from daemon import logs, metrics, report, work
 from daemon.admission import Admission
 from daemon.clock import Clock
 from daemon.held import Held, Outcome, Stage, StopReason
+from daemon.progress import Progress
 from daemon.runs import Runs
 from daemon.workers import Workers
 from pipeline import validate
-from pipeline.errors import PipelineError
 from scheduler.job import Job
-from spool import claim, control, recover
+from spool import claim, control, create, layout, recover
 from spool.batch import Batch
-from spool.errors import BatchGone
-from spool.lines import Code
+from spool.errors import BatchGone, SpoolUnavailable
 from spool.record import Final, LineError, Phase, Status
 
-# After an I/O error, seconds.
+# After an I/O error, seconds; validation, which may write much, doubles it each time up to MAX_RETRY_S.
 RETRY_S = 2.0
+MAX_RETRY_S = 60.0
 # Runs in a row that brought nothing, after which the open lines fail; each waits longer than the one before.
 MAX_FAILURES = 5
+# A batch that is to end leaves a run that it shares after this long, without waiting for the others.
+LEAVE_SHARED_S = 5.0
 
 _log = logs.get()
 
@@ -39,17 +41,27 @@ class Lifecycle:
     """The moves. `held` maps batch ids to batches, in the order in which they came."""
 
     def __init__(
-        self, settings: Settings, clock: Clock, workers: Workers, runs: Runs, count: metrics.Metrics
+        self,
+        settings: Settings,
+        home: layout.Layout,
+        clock: Clock,
+        workers: Workers,
+        runs: Runs,
+        progress: Progress,
+        count: metrics.Metrics,
     ) -> None:
         self.held: dict[str, Held] = {}
         self.is_stopping = False
+        self.is_disk_low = False
         self._admission = Admission(settings, count)
+        self._home = home
         self._clock = clock
         self._workers = workers
         self._runs = runs
+        self._progress = progress
         self._metrics = count
 
-    def claimed(self, batch: Batch, monotonic: float) -> None:
+    def claimed(self, batch: Batch) -> None:
         """Take up a batch that was just claimed."""
         _log.info("batch_claimed", batch=batch.id, drop=batch.record.drop)
         self.held[batch.id] = Held(batch, Stage.CLAIMED)
@@ -59,66 +71,108 @@ class Lifecycle:
         record = batch.record
         times = [event.at for event in record.history]
         self._clock.not_before(max(times, default=0.0), monotonic)
-        held = Held(batch, Stage.CLAIMED)
+        held = Held(batch, Stage.CLAIMED, is_dirty=True)
         _log.info(
             "batch_adopted", batch=batch.id, drop=record.drop, status=record.status, crashes=record.crashes
         )
         self._metrics.batch_adopted()
+        self.held[batch.id] = held
         if batch.final:
-            held.stage = Stage.DECIDED
-            held.outcome = Outcome(batch.final.outcome, batch.final.reason)
-        elif record.crashes >= recover.MAX_CRASHES:
-            self._give_up(held, f"the daemon died {record.crashes} times in a row while it held this batch")
-        elif record.plan:
+            held.stage, held.outcome = Stage.DECIDED, Outcome(batch.final.outcome, batch.final.reason)
+            return
+        if record.plan:
             held.stage = Stage.VALIDATED
             self._metrics.batch_resumed()
-        held.is_dirty = True
-        self.held[batch.id] = held
+        if record.crashes >= recover.MAX_CRASHES:
+            self._give_up(
+                held, f"the daemon died {record.crashes} times in a row while it worked on this batch"
+            )
 
     def _give_up(self, held: Held, why: str) -> None:
+        """End a batch that cannot be worked on; a cancel that came before is obeyed all the same."""
+        _log.error("batch_given_up", batch=held.id, reason=why)
         held.stage = Stage.DECIDED
-        if held.batch.record.plan:
-            held.outcome = Outcome(Status.COMPLETED, why, Code.ENGINE, why)
+        if held.batch.record.cancel_requested_at is not None:
+            held.outcome = Outcome(Status.CANCELLED, "cancelled by its user")
+        elif held.batch.record.plan:
+            held.outcome = Outcome(Status.COMPLETED, why, gives_up=True)
         else:
             held.outcome = Outcome(Status.FAILED, why, errors=(LineError(code="engine_error", message=why),))
 
     def advance(self, held: Held, now: float, monotonic: float) -> None:
         """Make the next move of a batch, if there is one to make now."""
-        if monotonic < held.retry_at:
+        if monotonic < held.retry_at and not (held.stage is Stage.VALIDATED and self._is_over(held, now)):
             return
         try:
             self._move(held, now, monotonic)
         except BatchGone as error:
-            self._forget(held)
-            _log.warning("batch_adopted_elsewhere", batch=held.id, reason=str(error))
+            self._gone(held, error, held.stage)
         except OSError as error:
-            held.retry_at = monotonic + RETRY_S
-            _log.warning("batch_waits", batch=held.id, stage=held.stage, error=str(error), retry_in_s=RETRY_S)
+            self._wait(held, error, held.stage)
+        except ValueError as error:
+            self._damaged(held, error)
 
     def _move(self, held: Held, now: float, monotonic: float) -> None:
         match held.stage:
             case Stage.CLAIMED:
-                self._validate(held, monotonic)
+                self._validate(held, now, monotonic)
             case Stage.VALIDATED:
                 self._enqueue(held, now, monotonic)
             case Stage.QUEUED | Stage.ON_HOLD:
-                if held.batch.record.cancel_requested_at is not None or now >= held.batch.record.deadline_at:
+                if self._is_over(held, now):
                     self._runs.queue.remove(held.id)
-                    self._decide(held, now)
+                    self._decide(held)
             case Stage.RUNNING:
-                self._stop_if_due(held, now)
+                self._stop_if_over(held, now, monotonic)
             case Stage.ENDED:
                 self._after_run(held, now, monotonic)
             case Stage.DECIDED:
                 self._finish(held, now)
 
+    # What stands in the way of a move.
+
+    def _gone(self, held: Held, error: BatchGone, stage: Stage) -> None:
+        """A path of the batch is gone: another daemon adopted it, unless the whole spool is away."""
+        try:
+            create.check(self._home)
+        except (SpoolUnavailable, OSError):
+            self._wait(held, error, stage)
+            return
+        self._forget(held)
+        _log.warning("batch_adopted_elsewhere", batch=held.id, reason=str(error))
+
+    def _wait(self, held: Held, error: Exception, stage: Stage, wait_s: float = RETRY_S) -> None:
+        """The world is bad: try the same move again later."""
+        held.stage, held.retry_at = stage, self._clock.monotonic() + wait_s
+        _log.warning("batch_waits", batch=held.id, stage=stage, error=str(error), retry_in_s=wait_s)
+
+    def _damaged(self, held: Held, error: Exception) -> None:
+        """Nothing is decided from files that contradict themselves, and nothing of them is thrown away."""
+        held.stage = Stage.DAMAGED
+        _log.error("batch_damaged", batch=held.id, folder=str(held.batch.folder), error=str(error))
+        warning = f"held, its files need a person: {error}"
+        if warning not in held.batch.record.warnings:
+            try:
+                held.batch.save(warnings=(*held.batch.record.warnings, warning))
+                held.is_dirty = True
+            except (OSError, BatchGone) as failure:
+                _log.warning("warning_not_saved", batch=held.id, error=str(failure))
+
+    def _is_over(self, held: Held, now: float) -> bool:
+        """Whether a batch is to end whatever is left of it."""
+        record = held.batch.record
+        return record.cancel_requested_at is not None or now >= record.deadline_at
+
     # The moves, in the order of a batch's life.
 
-    def _validate(self, held: Held, monotonic: float) -> None:
-        if self.is_stopping:
+    def _validate(self, held: Held, now: float, monotonic: float) -> None:
+        if self.is_stopping or self.is_disk_low:
             return
         claim.finish(held.batch)
         held.shown_at = monotonic
+        if held.failures and self._is_over(held, now):  # it could not be copied, again and again
+            self._decide(held)
+            return
         if problem := self._admission.pool_problem(held.batch.record.sidecar.pool):
             held.verdict, held.stage = work.Checked(problem, None, None), Stage.VALIDATED
             return
@@ -135,37 +189,40 @@ class Lifecycle:
     def _validated(self, held: Held, done: Future[work.Checked]) -> None:
         """Note what a worker found; `_enqueue` acts on it, so that it can be repeated."""
         try:
-            held.verdict = done.result()
-            held.stage = Stage.VALIDATED
+            held.verdict, held.stage, held.failures = done.result(), Stage.VALIDATED, 0
         except BatchGone as error:
-            self._forget(held)
-            _log.warning("batch_adopted_elsewhere", batch=held.id, reason=str(error))
+            self._gone(held, error, Stage.CLAIMED)
         except (OSError, validate.ValidationStopped) as error:
-            held.stage = Stage.CLAIMED
-            held.retry_at = self._clock.monotonic() + RETRY_S
-            _log.warning("validation_interrupted", batch=held.id, error=str(error))
+            self._wait(held, error, Stage.CLAIMED, min(RETRY_S * 2**held.failures, MAX_RETRY_S))
+            held.failures = min(held.failures + 1, 10)
+        except Exception as error:  # noqa: BLE001 (a mistake of ours must cost one batch, not the daemon)
+            _log.exception("validation_broke", batch=held.id)
+            self._damaged(held, error)
 
     def _enqueue(self, held: Held, now: float, monotonic: float) -> None:
         """Apply a verdict, or take up a batch whose plan stands; then queue it, unless it is over already."""
-        if isinstance(held.verdict, work.Checked) and not self._admission.apply(held, held.verdict, now):
-            return
-        held.verdict = None
+        if isinstance(held.verdict, work.Checked):
+            if not self._admission.apply(held, held.verdict, now):
+                return
+        elif not held.tallies:
+            held.recount()  # adopted: what an earlier daemon did is no news for the metrics
+        self._progress.recount(held, monotonic)
         record = held.batch.record
         assert record.plan is not None
-        held.recount()
-        if held.left == 0 or record.cancel_requested_at is not None or now >= record.deadline_at:
-            self._decide(held, now)
-            return
-        if problem := self._admission.engine_problem(record.plan, held.done):
-            held.batch.save(warnings=(*record.warnings, problem))
+        if held.left == 0 or self._is_over(held, now):
+            self._decide(held)
+        elif problem := self._admission.engine_problem(record.plan, record.runs):
+            if problem not in record.warnings:
+                held.batch.save(warnings=(*record.warnings, problem))
             held.stage, held.is_dirty = Stage.ON_HOLD, True
             _log.error("batch_on_hold", batch=held.id, reason=problem)
-            return
-        self._admission.note_engine(held.batch)
-        if len(self._runs.queue) >= self._runs.queue.limit:
+        elif len(self._runs.queue) >= self._runs.queue.limit:
             held.retry_at = monotonic + RETRY_S  # adopted beyond scheduler.max_claimed: waits for room
-            return
-        self._queue(held, monotonic, at_front=False)
+        else:
+            self._admission.note_engine(held.batch)
+            if record.phase is not Phase.QUEUED:
+                held.batch.advance(now, record.status, Phase.QUEUED, "taken up again", pool=None)
+            self._queue(held, monotonic, at_front=False)
 
     def _queue(self, held: Held, monotonic: float, *, at_front: bool) -> None:
         job = Job.of(held.batch.record, held.left)
@@ -185,65 +242,62 @@ class Lifecycle:
         """
         if held.batch.record.cancel_requested_at is not None or held.outcome:
             return
-        status = Status.CANCELLING
-        held.batch.advance(
-            now, status, held.batch.record.phase, "cancelled by its user", cancel_requested_at=now
-        )
+        phase = held.batch.record.phase
+        held.batch.advance(now, Status.CANCELLING, phase, "cancelled by its user", cancel_requested_at=now)
         held.is_dirty = True
         _log.info("batch_cancelling", batch=held.id)
 
-    def _stop_if_due(self, held: Held, now: float) -> None:
-        if held.stop_reason in (StopReason.CANCELLED, StopReason.EXPIRED):
+    def _stop_if_over(self, held: Held, now: float, monotonic: float) -> None:
+        """Stop a run's work on a batch that is over; where others share the run, do not wait for them.
+
+        That is safe: a part that a task writes after the merge has no folder to go to, and its lines are
+        told as unanswered.
+        """
+        if not self._is_over(held, now):
             return
-        if held.batch.record.cancel_requested_at is not None:
-            stop(held, StopReason.CANCELLED)
-        elif now >= held.batch.record.deadline_at:
-            stop(held, StopReason.EXPIRED)
+        if held.stop_reason not in (StopReason.CANCELLED, StopReason.EXPIRED):
+            is_cancelled = held.batch.record.cancel_requested_at is not None
+            stop(held, StopReason.CANCELLED if is_cancelled else StopReason.EXPIRED)
+            held.stopped_at = monotonic
+        elif monotonic - held.stopped_at > LEAVE_SHARED_S and self._runs.is_shared(held):
+            held.stage = Stage.ENDED
 
     def _after_run(self, held: Held, now: float, monotonic: float) -> None:
         """A run is over, or all lines are answered: end the batch, or queue it again."""
-        done_before = held.done
-        held.recount()
+        self._progress.recount(held, monotonic)
         record = held.batch.record
-        if held.left == 0 or record.cancel_requested_at is not None or now >= record.deadline_at:
-            self._decide(held, now)
+        if held.left == 0 or self._is_over(held, now):
+            self._decide(held)
         elif self.is_stopping:
             return  # stays where it is; the next start adopts it
         elif held.stop_reason in (StopReason.PREEMPTED, StopReason.DISK_FULL):
-            if held.stop_reason is StopReason.PREEMPTED:
-                held.preemptions += 1
             reason = f"{held.stop_reason}: {held.left} requests left"
             held.batch.advance(now, record.status, Phase.PREEMPTED, reason)
+            held.preemptions += held.stop_reason is StopReason.PREEMPTED
             self._queue(held, monotonic, at_front=True)
         else:
-            self._after_failure(held, now, monotonic, has_progressed=held.done > done_before)
+            self._after_failure(held, now, monotonic)
         held.stop_reason = None
 
-    def _after_failure(self, held: Held, now: float, monotonic: float, *, has_progressed: bool) -> None:
+    def _after_failure(self, held: Held, now: float, monotonic: float) -> None:
         why = held.run_error or "its run ended early"
-        held.failures = 0 if has_progressed else held.failures + 1
-        if held.failures >= MAX_FAILURES:
-            self._give_up(held, f"{held.failures} runs in a row brought nothing; last: {why}")
+        failures = 0 if held.done > held.done_at_begin else held.failures + 1
+        if failures >= MAX_FAILURES:
+            self._give_up(held, f"{failures} runs in a row brought nothing; last: {why}")
             return
         held.batch.advance(now, held.batch.record.status, Phase.QUEUED, f"to be run again: {why}")
+        held.failures = failures
         # The queue goes on meanwhile; this one joins it again after a backoff.
-        held.stage, held.retry_at, held.is_dirty = (
-            Stage.VALIDATED,
-            monotonic + RETRY_S * 2**held.failures,
-            True,
-        )
+        held.stage, held.retry_at, held.is_dirty = Stage.VALIDATED, monotonic + RETRY_S * 2**failures, True
 
-    def _decide(self, held: Held, now: float) -> None:
+    def _decide(self, held: Held) -> None:
         """Choose the outcome of a batch that runs no more."""
-        record = held.batch.record
-        if record.cancel_requested_at is not None:
-            message = "the batch was cancelled before this request was run"
-            held.outcome = Outcome(Status.CANCELLED, "cancelled by its user", Code.CANCELLED, message)
-        elif held.left == 0:
+        if held.batch.record.cancel_requested_at is not None:
+            held.outcome = Outcome(Status.CANCELLED, "cancelled by its user")
+        elif held.batch.record.plan and held.left == 0:
             held.outcome = Outcome(Status.COMPLETED, "all requests were worked on")
         else:
-            message = "the batch's completion window ended before this request was run"
-            held.outcome = Outcome(Status.EXPIRED, "its completion window ended", Code.EXPIRED, message)
+            held.outcome = Outcome(Status.EXPIRED, "its completion window ended")
         held.stage = Stage.DECIDED
 
     def _finish(self, held: Held, now: float) -> None:
@@ -254,10 +308,12 @@ class Lifecycle:
             if held.outcome.errors and not record.errors:
                 held.batch.save(errors=held.outcome.errors)
             if record.plan and record.phase is not Phase.MERGING:
-                status = record.status
                 if record.status is Status.IN_PROGRESS:
-                    status = Status.FINALIZING
-                held.batch.advance(now, status, Phase.MERGING, held.outcome.reason, finalizing_at=now)
+                    held.batch.advance(
+                        now, Status.FINALIZING, Phase.MERGING, held.outcome.reason, finalizing_at=now
+                    )
+                else:
+                    held.batch.advance(now, record.status, Phase.MERGING, held.outcome.reason)
             held.batch.show(held.progress(now, is_running=False))
         held.stage, held.is_dirty = Stage.FINISHING, False
         self._workers.submit(
@@ -273,21 +329,15 @@ class Lifecycle:
         try:
             final = done.result()
         except BatchGone as error:
-            self._forget(held)
-            _log.warning("batch_adopted_elsewhere", batch=held.id, reason=str(error))
-            return
+            self._gone(held, error, Stage.DECIDED)
         except OSError as error:
-            held.stage = Stage.DECIDED
-            held.retry_at = self._clock.monotonic() + RETRY_S
-            _log.warning("batch_waits", batch=held.id, stage=held.stage, error=str(error), retry_in_s=RETRY_S)
-            return
-        except (ValueError, PipelineError) as error:
-            # Nothing is decided from files that contradict themselves, and nothing of them is thrown away.
-            held.stage = Stage.DAMAGED
-            _log.error("batch_damaged", batch=held.id, folder=str(held.batch.folder), error=str(error))
-            return
-        self._forget(held)
-        report.count_end(self._metrics, held, final)
+            self._wait(held, error, Stage.DECIDED)
+        except Exception as error:  # noqa: BLE001 (a mistake of ours must cost one batch, not the daemon)
+            _log.exception("finishing_broke", batch=held.id)
+            self._damaged(held, error)
+        else:
+            self._forget(held)
+            report.count_end(self._metrics, held, final)
 
     def _forget(self, held: Held) -> None:
         self._runs.queue.remove(held.id)
@@ -295,7 +345,11 @@ class Lifecycle:
 
 
 def stop(held: Held, reason: StopReason) -> None:
-    """Tell the run that has a batch to end its share of it; what is finished is kept."""
-    held.stop_reason = reason
+    """Tell the run that has a batch to end its share of it; what is finished is kept.
+
+    Raises:
+        OSError: it could not be told.
+    """
     control.request_stop(held.batch.folder)
+    held.stop_reason = reason
     _log.info("run_stopping", batch=held.id, run=held.run_id, reason=reason)

@@ -19,8 +19,8 @@ from daemon.held import Held, Stage, StopReason
 from daemon.intake import Intake
 from daemon.report import COUNT_EVERY_S, Reporter
 from daemon.workers import Workers
-from spool import control, create, layout, retention
-from spool.errors import BatchGone, SpoolUnavailable
+from spool import control, create, layout, lease, retention
+from spool.errors import BatchGone, InstanceLost, SpoolUnavailable
 
 # Between two looks at `cancel` files and at the disk, seconds; a cancel is to be seen within 2 s.
 LOOK_EVERY_S = 1.0
@@ -38,6 +38,7 @@ class Parts:
 
     settings: Settings
     home: layout.Layout
+    lease: lease.Lease
     clock: Clock
     wake: threading.Event
     workers: Workers
@@ -89,6 +90,7 @@ class Loop:
 
         Raises:
             EngineStartError: an engine could not be started.
+            InstanceLost: another daemon took this one for dead.
         """
         parts = self.parts
         if parts.engines.error:
@@ -100,20 +102,31 @@ class Loop:
             self._look(now, monotonic)
         held = parts.lifecycle.held
         if metrics.Pause.SPOOL_UNAVAILABLE not in self._pauses:
-            for batch in parts.intake.adopt_some(monotonic):
-                parts.lifecycle.adopted(batch, monotonic)
-            room = 0 if self._pauses else parts.settings.scheduler.max_claimed - len(held)
-            for batch in parts.intake.claim_some(now, monotonic, is_woken, room):
-                parts.lifecycle.claimed(batch, monotonic)
-        for each in list(held.values()):
-            parts.lifecycle.advance(each, now, monotonic)
-        parts.runs.preempt_some(now, lifecycle.stop)
-        if not self._pauses & {metrics.Pause.DISK_NEARLY_FULL, metrics.Pause.SPOOL_UNAVAILABLE}:
-            parts.runs.begin_some(held, parts.engines.ready, now, monotonic)
-        parts.reporter.report(held, now, monotonic)
+            try:
+                self._take_in(now, monotonic, is_woken)
+            except OSError as error:  # the spool went away since the last look; the next one says so
+                _log.warning("intake_failed", error=str(error))
+                self._looked_at = float("-inf")
+            for each in list(held.values()):
+                parts.lifecycle.advance(each, now, monotonic)
+            parts.runs.preempt_some(now, lifecycle.stop)
+            if metrics.Pause.DISK_NEARLY_FULL not in self._pauses:
+                parts.runs.begin_some(held, parts.engines.ready, now, monotonic)
+            parts.reporter.report(held, now, monotonic)
         return self._wait_s(monotonic)
 
+    def _take_in(self, now: float, monotonic: float, is_woken: bool) -> None:
+        """Adopt what dead daemons held, and claim what is complete."""
+        parts = self.parts
+        for batch in parts.intake.adopt_some(monotonic):
+            parts.lifecycle.adopted(batch, monotonic)
+        room = 0 if self._pauses else parts.settings.scheduler.max_claimed - len(parts.lifecycle.held)
+        for batch in parts.intake.claim_some(now, monotonic, is_woken, room):
+            parts.lifecycle.claimed(batch)
+
     def _wait_s(self, monotonic: float) -> float:
+        if metrics.Pause.SPOOL_UNAVAILABLE in self._pauses:
+            return LOOK_EVERY_S
         held = self.parts.lifecycle.held
         if any(each.stage in (Stage.VALIDATED, Stage.ENDED, Stage.DECIDED) for each in held.values()):
             # A next move is there; one that waits for its retry must not make the loop spin.
@@ -135,10 +148,12 @@ class Loop:
             if control.is_paused(self.parts.home):
                 pauses.add(metrics.Pause.PAUSE_FILE)
             self._look_at_disk(pauses, now)
-        except SpoolUnavailable as error:
+        except (SpoolUnavailable, OSError) as error:
             pauses.add(metrics.Pause.SPOOL_UNAVAILABLE)
             if metrics.Pause.SPOOL_UNAVAILABLE not in self._pauses:
                 _log.error("spool_unavailable", error=str(error))
+        else:
+            self._must_be_alive()
         if len(self.parts.lifecycle.held) >= self.parts.settings.scheduler.max_claimed:
             pauses.add(metrics.Pause.MAX_CLAIMED)
         for pause in sorted(pauses ^ self._pauses):
@@ -152,6 +167,17 @@ class Loop:
             self._look_for_cancels(now)
             self._retain(now, monotonic)
 
+    def _must_be_alive(self) -> None:
+        """End if another daemon took this one for dead, while it slept say: a new start is a new instance.
+
+        Raises:
+            InstanceLost: it did; whatever this one held is the other's now.
+        """
+        if self.parts.lease.is_lost:
+            raise InstanceLost(
+                f"another daemon took this one for dead and adopted {self.parts.lease.folder}: start again"
+            )
+
     def _look_at_disk(self, pauses: set[metrics.Pause], now: float) -> None:
         try:
             free_bytes = control.free_bytes(self.parts.home)
@@ -161,13 +187,14 @@ class Loop:
             ) from error
         self.parts.metrics.set_free_bytes(free_bytes)
         least_bytes = self.parts.settings.spool.min_free_bytes
+        self.parts.lifecycle.is_disk_low = free_bytes < least_bytes
         if free_bytes < least_bytes:
             pauses.add(metrics.Pause.DISK_NEARLY_FULL)
             if self._low_since is None:
                 self._low_since = now
                 _log.error("disk_nearly_full", free_bytes=free_bytes, min_free_bytes=int(least_bytes))
-                running = list(self.parts.lifecycle.held.values())
-                self.parts.runs.stop_all(running, StopReason.DISK_FULL, lifecycle.stop)
+            running = list(self.parts.lifecycle.held.values())
+            self.parts.runs.stop_all(running, StopReason.DISK_FULL, lifecycle.stop)
         elif self._low_since is not None:
             self._note_in_status(
                 f"waited {now - self._low_since:.0f} s for disk space (spool.min_free_bytes)"
@@ -188,6 +215,8 @@ class Loop:
             if each.stage in (Stage.CLAIMED, Stage.FINISHING):
                 continue  # not shown yet, or ending: publishing answers a cancel that comes too late
             if each.batch.record.outbox_name and control.cancel_requested(each.batch.outbox):
+                if not each.batch.is_placed:
+                    continue  # the folder of that name is another batch's by now
                 try:
                     self.parts.lifecycle.cancel(each, now)
                 except (OSError, BatchGone) as error:

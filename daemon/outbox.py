@@ -61,9 +61,7 @@ def read(folder: Path) -> Shown | None:
 
 def read_all(home: layout.Layout) -> list[Shown]:
     """All batches, newest first."""
-    found = [
-        read(Path(entry.path)) for entry in os.scandir(home.outbox) if entry.is_dir(follow_symlinks=False)
-    ]
+    found = [read(home.outbox / name) for name in os.listdir(home.outbox)]
     shown = [each for each in found if each]
     return sorted(shown, key=lambda each: (each.tree["created_at"], each.tree["id"]), reverse=True)
 

@@ -11,12 +11,12 @@ from collections import Counter
 
 from daemon import logs, metrics
 from daemon.held import Held, Stage
+from daemon.progress import Progress
 from daemon.runs import Runs
 from pipeline.fleet import ModelState
 from scheduler import sla
 from scheduler.job import Job
 from spool.errors import BatchGone
-from spool.lines import Code
 from spool.record import Final, Status
 
 COUNT_EVERY_S = 0.5
@@ -34,8 +34,11 @@ _log = logs.get()
 class Reporter:
     """Counts, estimates and shows; on the loop's thread."""
 
-    def __init__(self, runs: Runs, count: metrics.Metrics, preempt_every_s: float) -> None:
+    def __init__(
+        self, runs: Runs, progress: Progress, count: metrics.Metrics, preempt_every_s: float
+    ) -> None:
         self._runs = runs
+        self._progress = progress
         self._metrics = count
         self._preempt_every_s = preempt_every_s
         self._counted_at = 0.0
@@ -50,31 +53,23 @@ class Reporter:
 
     def _count_all(self, held: dict[str, Held], now: float, monotonic: float) -> None:
         seconds, self._counted_at = monotonic - self._counted_at, monotonic
-        done: Counter[str] = Counter()
         for batch in held.values():
             if batch.stage is Stage.RUNNING:
-                done[batch.model] += self._count(batch, monotonic)
+                self._count(batch, monotonic)
                 self._judge_risk(batch, now)
-        for model in {going.model for going in self._runs.going.values()}:
-            self._runs.throughput.observe(model, done[model], min(seconds, 10 * COUNT_EVERY_S))
+        fresh = self._progress.take()
+        for model in {going.model for going in self._runs.going.values()} | fresh.keys():
+            self._runs.throughput.observe(model, fresh[model], min(seconds, 10 * COUNT_EVERY_S))
         self._export(held)
 
-    def _count(self, held: Held, monotonic: float) -> int:
-        """Count a running batch's parts; a batch that is complete need not wait for the rest of its run."""
-        before, completed_before = held.done, held.completed
+    def _count(self, held: Held, monotonic: float) -> None:
+        """Count a running batch's parts; one that is complete need not wait for the rest of its run."""
         try:
-            held.recount()
-        except (BatchGone, OSError):
-            return 0  # the next move of the batch meets the same and acts on it
-        if held.done > before or not held.samples:
-            held.samples.append((monotonic, held.done, held.tokens))
-            completed = held.completed - completed_before
-            self._metrics.requests_ended(held.model, metrics.Outcome.COMPLETED, completed)
-            self._metrics.requests_ended(held.model, metrics.Outcome.FAILED, held.done - before - completed)
-            held.is_dirty = held.is_dirty or held.done > before
+            self._progress.recount(held, monotonic)
+        except (BatchGone, OSError, ValueError):
+            return  # the next move of the batch meets the same and acts on it
         if held.left == 0:
             held.stage = Stage.ENDED
-        return held.done - before
 
     def _judge_risk(self, held: Held, now: float) -> None:
         rate = self._runs.throughput.rates.get(held.model)
@@ -83,7 +78,7 @@ class Reporter:
             job, now, rate, self._preempt_every_s if held.batch.record.pool == "spot" else 0.0
         )
         if is_at_risk != held.is_at_risk:
-            held.is_at_risk = held.is_dirty = is_at_risk
+            held.is_at_risk, held.is_dirty = is_at_risk, True
             _log.info("deadline_at_risk" if is_at_risk else "deadline_safe", batch=held.id, left=held.left)
 
     def _is_due(self, held: Held, monotonic: float) -> bool:
@@ -134,9 +129,12 @@ def count_end(count: metrics.Metrics, held: Held, final: Final) -> None:
     if final.outcome in (Status.COMPLETED, Status.EXPIRED):
         count.deadline_judged(final.at <= record.deadline_at, record.deadline_at - final.at)
     if record.plan and (unanswered := final.failed - held.failed) > 0:
-        outcome = {Code.EXPIRED: metrics.Outcome.EXPIRED, Code.CANCELLED: metrics.Outcome.CANCELLED}
-        code = held.outcome.code if held.outcome else Code.ENGINE
-        count.requests_ended(record.plan.model, outcome.get(code, metrics.Outcome.FAILED), unanswered)
+        outcomes = {
+            Status.EXPIRED: metrics.Outcome.EXPIRED,
+            Status.CANCELLED: metrics.Outcome.CANCELLED,
+        }
+        outcome = outcomes.get(final.outcome, metrics.Outcome.FAILED)
+        count.requests_ended(record.plan.model, outcome, unanswered)
 
 
 class EngineMetrics:

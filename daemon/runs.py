@@ -84,16 +84,14 @@ class Runs:
         self.pools.take(run)
         self.going[run.run_id] = _Going(run, assignment.model, tuple(batches))
         for batch in batches:
-            batch.stage, batch.run_id, batch.stop_reason, batch.run_error = (
-                Stage.RUNNING,
-                run.run_id,
-                None,
-                None,
-            )
-            batch.is_dirty = True
+            batch.stage, batch.run_id = Stage.RUNNING, run.run_id
+            batch.stop_reason = batch.run_error = None
+            batch.is_dirty, batch.done_at_begin = True, batch.done
             batch.samples.clear()
+            batch.samples.append((monotonic, batch.done, batch.tokens))
             self._told.pop(batch.id, None)
-            self._metrics.queue_waited(monotonic - batch.queued_at)
+            if batch.batch.record.runs == 1:
+                self._metrics.queue_waited(monotonic - batch.queued_at)
             _log.info(
                 "batch_assigned",
                 batch=batch.id,
@@ -118,7 +116,7 @@ class Runs:
     def _is_begun(self, held: Held, assignment: assign.Assignment, now: float, monotonic: float) -> bool:
         """Make the begin of a batch's run durable; False if it cannot be, and the batch waits."""
         record = held.batch.record
-        status = record.status if record.status is Status.CANCELLING else Status.IN_PROGRESS
+        status = Status.IN_PROGRESS if record.status is Status.VALIDATING else record.status
         try:
             control.clear_stop(held.batch.folder)
             held.batch.advance(
@@ -147,9 +145,12 @@ class Runs:
         problem = None
         try:
             done.result()
-        except (errors.PipelineError, OSError) as error:
-            problem = str(error)
-            _log.error("run_failed", run=run_id, model=going.model, error=problem)
+        except Exception as error:  # noqa: BLE001 (whatever went wrong, the slot and the batches must move on)
+            problem = str(error) or repr(error)
+            known = isinstance(error, errors.PipelineError | OSError)
+            (_log.error if known else _log.exception)(
+                "run_failed", run=run_id, model=going.model, error=problem
+            )
         for held in going.batches:
             if held.stage is Stage.RUNNING and held.run_id == run_id:
                 held.stage, held.run_error = Stage.ENDED, problem
@@ -168,7 +169,15 @@ class Runs:
         """Stop what runs of these batches, unless it is stopping already."""
         for held in batches:
             if held.stage is Stage.RUNNING and held.stop_reason is None:
-                stop(held, reason)
+                try:
+                    stop(held, reason)
+                except OSError as error:
+                    _log.warning("run_not_stopped", batch=held.id, reason=reason, error=str(error))
+
+    def is_shared(self, held: Held) -> bool:
+        """Whether the run that has a batch has others as well."""
+        going = self.going.get(held.run_id or "")
+        return going is not None and len(going.batches) > 1
 
     def _note_waiting(self, waiting: list[assign.Waiting]) -> None:
         """Log each job's reason to wait once, and again when it changes."""

@@ -15,6 +15,7 @@ from daemon.engines import Engines
 from daemon.intake import Intake
 from daemon.lifecycle import Lifecycle
 from daemon.loop import Loop, Parts
+from daemon.progress import Progress
 from daemon.report import EngineMetrics, Reporter
 from daemon.runs import Runs
 from daemon.watch import Watcher
@@ -99,18 +100,20 @@ def serve(settings: Settings) -> None:
 
         clock = Clock()
         runs = Runs(settings, workers, count, execute)
+        progress = Progress(count)
         loop = Loop(
             Parts(
                 settings=settings,
                 home=home,
+                lease=held,
                 clock=clock,
                 wake=wake,
                 workers=workers,
                 engines=engines,
                 intake=Intake(settings, home, held.folder, watcher, count),
                 runs=runs,
-                lifecycle=Lifecycle(settings, clock, workers, runs, count),
-                reporter=Reporter(runs, count, settings.scheduler.pools.spot.preempt_every_s),
+                lifecycle=Lifecycle(settings, home, clock, workers, runs, progress, count),
+                reporter=Reporter(runs, progress, count, settings.scheduler.pools.spot.preempt_every_s),
                 metrics=count,
                 health=health,
             )

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 from daemon.held import Outcome
 from pipeline import merge, validate
-from spool import claim, publish
-from spool.batch import Batch
-from spool.errors import BatchGone
-from spool.record import FileIdentity, Final, LineError
+from spool import claim, files, publish
+from spool.batch import Batch, read_final
+from spool.errors import BatchGone, ResultsLost
+from spool.lines import Code
+from spool.record import FileIdentity, Final, LineError, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,27 +80,63 @@ def _was_touched(before: os.stat_result, after: os.stat_result) -> bool:
 
 
 def finish(batch: Batch, outcome: Outcome, now: Callable[[], float]) -> Final:
-    """Merge, commit and publish; what is committed already is only published."""
+    """Merge, commit and publish; what is committed already is only published.
+
+    Raises:
+        BatchGone: the batch was adopted by another daemon.
+        ValueError, PipelineError: its files contradict each other; nothing is published from them.
+        OSError: to be tried again.
+    """
+    if batch.final is None and (final := read_final(batch.folder)):
+        # The rename that committed it was followed by an error: make it durable, and never decide again.
+        files.fsync_folder(batch.folder)
+        batch.final = final
     if batch.final is None:
         publish.commit(batch, _decide(batch, outcome, now))
-    publish.roll_forward(batch)
     assert batch.final is not None
+    try:
+        publish.roll_forward(batch)
+    except ResultsLost:
+        _merge_again(batch, batch.final)
+        publish.roll_forward(batch)
     return batch.final
+
+
+def unanswered(status: Status, reason: str) -> tuple[str, str]:
+    """Code and message for the lines of a batch that ended so and that have no result."""
+    if status is Status.EXPIRED:
+        return Code.EXPIRED, "the batch's completion window ended before this request was run"
+    if status is Status.CANCELLED:
+        return Code.CANCELLED, "the batch was cancelled before this request was run"
+    return Code.ENGINE, reason
+
+
+def _merge(batch: Batch, requests: int, missing: tuple[str, str] | None) -> merge.Merged:
+    try:
+        return merge.merge(batch.folder, requests, missing, batch.mode)
+    except FileNotFoundError as error:
+        if not batch.folder.is_dir():
+            raise BatchGone(f"{batch.id} was adopted by another daemon") from error
+        raise ValueError(f"{batch.id}: a file of it is gone: {error.filename}") from error
+
+
+def _merge_again(batch: Batch, final: Final) -> None:
+    """Make the result files of a committed batch once more, the very same ones."""
+    merged = _merge(batch, final.total, unanswered(final.outcome, final.reason))
+    if (merged.output, merged.errors) != (final.output, final.errors_file):
+        raise ValueError(f"{batch.id}: its parts no longer give the results that final.json names")
 
 
 def _decide(batch: Batch, outcome: Outcome, now: Callable[[], float]) -> Final:
     plan = batch.record.plan
     if plan is None:
         return Final(batch_id=batch.id, outcome=outcome.status, reason=outcome.reason, at=now())
-    try:
-        merged = merge.merge(batch.folder, plan.requests, (outcome.code, outcome.message), batch.mode)
-        drop = claim.identity(os.stat(batch.drop))
-    except FileNotFoundError as error:
-        if not batch.folder.is_dir():
-            raise BatchGone(f"{batch.id} was adopted by another daemon") from error
-        raise
+    must_be_whole = outcome.status is Status.COMPLETED and not outcome.gives_up
+    merged = _merge(
+        batch, plan.requests, None if must_be_whole else unanswered(outcome.status, outcome.reason)
+    )
     warnings = list(batch.record.warnings)
-    if not _is_same(drop, batch.record.identity):
+    if not _is_same(claim.identity(os.stat(batch.drop)), batch.record.identity):
         warnings.append(
             "the dropped file was written to after it was validated; the answers are for what it held then"
         )

@@ -49,13 +49,13 @@ class Merged:
     errors: FileFacts | None
 
 
-def merge(batch: Path, plan_requests: int, unanswered: tuple[str, str], mode: int) -> Merged:
+def merge(batch: Path, plan_requests: int, unanswered: tuple[str, str] | None, mode: int) -> Merged:
     """Write the result files into `merged/` of a batch's folder, durably.
 
     Args:
         batch: the batch's folder, named `<batch_id>~<epoch>`.
         plan_requests: requests in the batch, as its plan says.
-        unanswered: code and message for requests without a result.
+        unanswered: code and message for requests without a result; None where each must have one.
         mode: permission bits of the files.
 
     Raises:
@@ -112,7 +112,7 @@ def _check_plan(batch: Path, shards: list[plan.Shard], plan_requests: int) -> No
 
 
 def _results(
-    batch: Path, shard: plan.Shard, names: list[parts.PartName], unanswered: tuple[str, str]
+    batch: Path, shard: plan.Shard, names: list[parts.PartName], unanswered: tuple[str, str] | None
 ) -> list[Result]:
     """One result for each request of a shard, in order; the first attempt's wins."""
     found: dict[int, Result] = {}
@@ -120,7 +120,7 @@ def _results(
         for result in parts.read(batch, name):
             found.setdefault(result.line, result)
     wanted = range(shard.first_line, shard.first_line + shard.lines)
-    if len(found) < shard.lines:
+    if len(found) < shard.lines and unanswered:
         batch_id = batch.name.rpartition("~")[0]
         for line, request in plan.read_requests(batch, shard):
             if line not in found:

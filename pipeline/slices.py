@@ -6,7 +6,6 @@ A slice is a shard of a batch in one run; a group of slices is one task of pipel
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -39,10 +38,11 @@ def pending(batch: Path, attempt: int) -> list[Slice]:
     Raises:
         FileNotFoundError: the batch was adopted by another daemon.
     """
-    results: Counter[int] = Counter()
-    for name in parts.list_parts(batch):
-        results[name.shard] += name.results
-    slices = (Slice(batch, attempt, shard, shard.lines - results[shard.index]) for shard in plan.read(batch))
+    done = parts.tally(batch)
+    slices = (
+        Slice(batch, attempt, shard, shard.lines - (done[shard.index].results if shard.index in done else 0))
+        for shard in plan.read(batch)
+    )
     return [each for each in slices if each.missing > 0]
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +18,7 @@ import orjson
 from pydantic import ValidationError
 
 from spool import files, layout, status
-from spool.errors import BatchGone, RecordUnknown
+from spool.errors import BatchGone, RecordUnknown, ResultsLost
 from spool.failpoints import Step
 from spool.record import FORMAT, Event, Final, Phase, Record, Status
 
@@ -74,6 +73,19 @@ class Batch:
         """The claimed file."""
         return self.folder / layout.DROP_FILE
 
+    @property
+    def is_placed(self) -> bool:
+        """Whether our folder stands in the outbox; it may be gone, and another batch may have its name."""
+        if self.record.outbox_name is None or (self.folder / "out").exists():
+            return False
+        try:
+            shown = orjson.loads((self.outbox / layout.STATUS_FILE).read_bytes())
+        except (FileNotFoundError, orjson.JSONDecodeError):
+            return self.outbox.is_dir()  # every other batch's folder has a status.json from its first instant
+        except NotADirectoryError:
+            return False
+        return isinstance(shown, dict) and shown.get("id") == self.id
+
     def save(self, **changes: Any) -> None:
         """Make a changed record durable.
 
@@ -96,25 +108,33 @@ class Batch:
             del history[_KEPT_FROM_START : len(history) - _MAX_HISTORY + _KEPT_FROM_START]
         self.save(status=status_to, phase=phase, history=tuple(history), **changes)
 
-    def show(self, progress: status.Progress | None = None) -> None:
+    def show(self, progress: status.Progress | None = None, final: Final | None = None) -> None:
         """Write status.json and move it into the outbox; a user who removed the folder gets it back.
+
+        Args:
+            progress: durable progress.
+            final: the outcome, once the results stand in the outbox: status.json becomes terminal.
 
         Raises:
             BatchGone: the batch was adopted by another daemon.
+            ResultsLost: the outbox folder went away after results had been moved there.
             OSError: it could not be written; what stood there still stands.
         """
-        if self.record.outbox_name is None or (self.folder / "out").exists():
+        if not self.is_placed:
+            if not self.folder.is_dir():
+                raise BatchGone(f"{self.id} was adopted by another daemon")
+            if final:
+                raise ResultsLost(f"{self.id}: its outbox folder was removed before the batch ended")
             self._place(progress)
             return
-        content = status.render(self.record, self.instance, progress, self.final)
         fresh = self.folder / layout.STATUS_FILE
-        self._write(fresh, content)
+        self._write(fresh, status.render(self.record, self.instance, progress, final))
         try:
             files.rename_durable(fresh, self.outbox / layout.STATUS_FILE, "status")
-        except (FileNotFoundError, NotADirectoryError) as error:
+        except FileNotFoundError as error:
             if not self.folder.is_dir():
                 raise BatchGone(f"{self.id} was adopted by another daemon") from error
-            self._place(progress)
+            raise  # the user removed the folder in this instant: the next try places it anew
 
     def _place(self, progress: status.Progress | None) -> None:
         """Rename out/, with status.json in it, to the first free name.
@@ -135,15 +155,15 @@ class Batch:
             if os.path.lexists(self.home.outbox / name):
                 continue
             self.save(outbox_name=name)
-            content = status.render(self.record, self.instance, progress, self.final)
-            self._write(out / layout.STATUS_FILE, content)
+            self._write(out / layout.STATUS_FILE, status.render(self.record, self.instance, progress))
             # A folder may be listed by whoever may read the files in it.
             os.chmod(out, 0o700 | self.mode | (self.mode & 0o444) >> 2)
             try:
                 files.rename_durable(out, self.outbox, "place")
             except OSError as error:
-                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                    continue  # taken since we looked
+                is_taken = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+                if is_taken and os.path.lexists(self.outbox):
+                    continue  # since we looked
                 raise
             return
 
@@ -154,8 +174,13 @@ class Batch:
             raise BatchGone(f"{self.id} was adopted by another daemon") from error
 
     def discard(self) -> None:
-        """Remove the folder of a claim that was lost."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the folder of a claim that was lost; never one that holds a drop after all."""
+        files.remove_temporaries([self.folder])
+        with suppress(OSError):
+            if not self.drop.exists():
+                with suppress(FileNotFoundError):
+                    os.unlink(self.folder / layout.RECORD_FILE)
+                os.rmdir(self.folder)
 
 
 def write_record(folder: Path, record: Record, step: Step = "record") -> None:

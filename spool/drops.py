@@ -107,7 +107,7 @@ def _key(facts: os.stat_result) -> tuple[int, int, int, int]:
 def _sidecar_key(drop: Path) -> tuple[int, int, int, int] | None:
     try:
         return _key(os.lstat(layout.sidecar_of(drop)))
-    except FileNotFoundError:
+    except OSError:  # none there; or the drop's name is so long that none can be
         return None
 
 
@@ -121,6 +121,14 @@ def _kind(mode: int) -> str:
         if is_kind(mode):
             return name
     return "device"
+
+
+def key_of(drop: Path) -> Key | None:
+    """What must stand still, now; None where the drop is gone."""
+    try:
+        return (_key(os.lstat(drop)), _sidecar_key(drop))
+    except OSError:
+        return None
 
 
 class Settling:

@@ -8,11 +8,12 @@ so clocks that differ between machines do no harm, and sees at once that an owne
 from __future__ import annotations
 
 import os
-import shutil
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from filelock import SoftFileLease, Timeout
+from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
 from spool import files, layout
 from spool.errors import SpoolUnavailable
@@ -39,10 +40,15 @@ class Lease:
                 f"another daemon tidied {self.folder} while this one started: start again"
             ) from error
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether another daemon took us for dead: what we held is its own now, or soon will be."""
+        return self._lease.compromise is not None or not self.folder.is_dir()
+
     def release(self) -> None:
         """End the instance in order; what it still holds is adopted by the next start, and is no crash."""
-        if self.folder.is_dir():
-            (self.folder / CLEAN_FILE).touch()
+        with suppress(OSError):  # a full disk must not keep the lease from being given back
+            os.close(os.open(self.folder / CLEAN_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._lease.release()
         _remove_if_empty(self.folder)
 
@@ -59,9 +65,8 @@ class Others:
 
     def dead(self) -> Iterator[Path]:
         """Folders of instances whose owner is gone; the lease is held by us while the caller adopts."""
-        names = sorted(
-            entry.name for entry in os.scandir(self._home.work) if entry.is_dir(follow_symlinks=False)
-        )
+        with os.scandir(self._home.work) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
         for gone in self._watched.keys() - set(names):
             del self._watched[gone]
         for name in names:
@@ -69,18 +74,28 @@ class Others:
             if folder == self._own or name.startswith("."):
                 continue
             # The same object each time: its view of the lease's age grows from call to call.
-            lease = self._watched.setdefault(
-                name, _lease(folder, heartbeat_s=self._heartbeat_s, expire_s=self._expire_s)
-            )
+            if name not in self._watched:
+                self._watched[name] = self._watch(folder)
+            lease = self._watched[name]
             try:
                 lease.acquire(timeout=0)
-            except (Timeout, FileNotFoundError):
-                continue  # alive, or finished and removed meanwhile
+            except (Timeout, LeaseSettingsMismatch, OSError):
+                continue  # alive; or finished and removed meanwhile; or the disk is full: asked again later
             try:
                 yield folder
             finally:
                 lease.release()
                 _remove_if_empty(folder)
+
+    def _watch(self, folder: Path) -> SoftFileLease:
+        """A contender for a lease, with the duration that its owner published, whatever ours is today."""
+        expire_s, heartbeat_s = self._expire_s, self._heartbeat_s
+        with suppress(OSError, ValueError):
+            found = re.search(r"^duration=([\d.]+)$", (folder / LEASE_FILE).read_text(), re.MULTILINE)
+            if found:
+                expire_s = float(found[1])
+                heartbeat_s = min(heartbeat_s, expire_s / 3)
+        return _lease(folder, heartbeat_s=heartbeat_s, expire_s=expire_s)
 
 
 def ended_cleanly(folder: Path) -> bool:
@@ -94,9 +109,9 @@ def any_live(home: layout.Layout, now: float) -> bool:
     Raises:
         PermissionError: work/ is not ours to read.
     """
-    for entry in os.scandir(home.work):
+    for name in os.listdir(home.work):
         try:
-            if now - os.stat(Path(entry.path) / LEASE_FILE).st_mtime < LIVE_S:
+            if now - os.stat(home.work / name / LEASE_FILE).st_mtime < LIVE_S:
                 return True
         except (FileNotFoundError, NotADirectoryError):
             continue
@@ -112,8 +127,11 @@ def _lease(folder: Path, *, heartbeat_s: float, expire_s: float) -> SoftFileLeas
 def _remove_if_empty(folder: Path) -> None:
     """Remove an instance's folder when it holds no batch any more."""
     try:
-        left = [entry.name for entry in os.scandir(folder)]
-    except FileNotFoundError:
+        left = os.listdir(folder)
+        if any(layout.parse_batch_folder(name) for name in left):
+            return
+        for name in left:
+            os.unlink(folder / name)
+        os.rmdir(folder)  # refuses if its owner has woken up and claimed something meanwhile
+    except OSError:
         return
-    if not any(layout.parse_batch_folder(name) for name in left):
-        shutil.rmtree(folder, ignore_errors=True)

@@ -117,6 +117,62 @@ def list_parts(batch: Path) -> list[PartName]:
     return sorted(name for name in found if name)
 
 
+class Tally(NamedTuple):
+    """What the parts of a shard hold, each line counted once.
+
+    Attributes:
+        names: the parts that were counted.
+    """
+
+    names: tuple[PartName, ...]
+    completed: int
+    failed: int
+    tokens: int
+
+    @property
+    def results(self) -> int:
+        """Lines that have a result."""
+        return self.completed + self.failed
+
+
+def tally(batch: Path, known: dict[int, Tally] | None = None) -> dict[int, Tally]:
+    """What the parts of a batch hold, by shard.
+
+    A task of a run that failed may outlive it and write lines that the next run answers as well; so where a
+    shard has several parts they are read, and a line that stands in two counts once.
+
+    Args:
+        batch: the batch's folder.
+        known: what an earlier call returned; shards with the same parts are not read again.
+
+    Raises:
+        FileNotFoundError: the batch was adopted by another daemon.
+        ValueError: a part is damaged.
+    """
+    by_shard: dict[int, list[PartName]] = {}
+    for name in list_parts(batch):
+        by_shard.setdefault(name.shard, []).append(name)
+    known = known or {}
+    return {
+        shard: known[shard]
+        if shard in known and known[shard].names == tuple(names)
+        else _tally_one(batch, tuple(names))
+        for shard, names in by_shard.items()
+    }
+
+
+def _tally_one(batch: Path, names: tuple[PartName, ...]) -> Tally:
+    if len(names) == 1:
+        return Tally(names, names[0].completed, names[0].failed, names[0].tokens)
+    first: dict[int, Result] = {}
+    for name in names:
+        for result in read(batch, name):
+            first.setdefault(result.line, result)
+    completed = sum(result.ok for result in first.values())
+    tokens = sum(result.usage.total_tokens for result in first.values())
+    return Tally(names, completed, len(first) - completed, tokens)
+
+
 def read(batch: Path, name: PartName) -> Iterator[Result]:
     """The results of a part, in the order in which they were written.
 

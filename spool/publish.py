@@ -17,9 +17,9 @@ from contextlib import suppress
 
 import orjson
 
-from spool import control, files, layout, parts, plan
+from spool import attempts, control, files, layout, parts, plan
 from spool.batch import Batch
-from spool.errors import BatchGone
+from spool.errors import BatchGone, ResultsLost
 from spool.failpoints import Step
 from spool.record import FileFacts, Final, Status
 
@@ -46,50 +46,59 @@ def roll_forward(batch: Batch) -> None:
 
     Raises:
         BatchGone: the batch was adopted by another daemon.
+        ResultsLost: a result file is neither here nor in the outbox: merge again, then roll forward again.
         OSError: it goes on from here at the next try.
     """
     final = batch.final
     assert final is not None, "roll_forward needs a committed batch"
+    if _is_shown(batch):
+        _archive(batch)
+        return
+    if not batch.is_placed:
+        batch.show()  # not terminal: the results come first
     _publish(batch, layout.OUTPUT_FILE, final.output, "publish.output")
     _publish(batch, layout.ERRORS_FILE, final.errors_file, "publish.errors")
     if final.outcome is Status.CANCELLED:
         control.clear_cancel(batch.outbox)
     else:
         control.refuse_cancel(batch.outbox, f"the batch had already ended as {final.outcome}: {final.reason}")
-    if not _is_shown(batch):
-        batch.show()
+    batch.show(final=final)
     _archive(batch)
 
 
 def _is_shown(batch: Batch) -> bool:
     """Whether the outbox shows the end already: a terminal status.json never changes, nor its instance."""
-    if batch.record.outbox_name is None:
+    if not batch.is_placed:
         return False
     try:
         shown = orjson.loads((batch.outbox / layout.STATUS_FILE).read_bytes())
     except (OSError, orjson.JSONDecodeError):
         return False
     assert batch.final is not None
-    return bool(shown.get("id") == batch.id and shown.get("status") == batch.final.outcome)
+    return isinstance(shown, dict) and shown.get("status") == batch.final.outcome
 
 
 def _publish(batch: Batch, name: str, facts: FileFacts | None, step: Step) -> None:
     if facts is None:
         return
+    source, target = batch.folder / MERGED_FOLDER / name, batch.outbox / name
+    if not source.exists():
+        if not batch.folder.is_dir():
+            raise BatchGone(f"{batch.id} was adopted by another daemon")
+        if not target.exists() or target.stat().st_size != facts.size_bytes:
+            raise ResultsLost(f"{batch.id}: {name} is gone from the outbox before the batch ended")
+        return  # moved before a crash
     try:
-        files.rename_durable(batch.folder / MERGED_FOLDER / name, batch.outbox / name, step)
+        files.rename_durable(source, target, step)
     except FileNotFoundError as error:
         if not batch.folder.is_dir():
             raise BatchGone(f"{batch.id} was adopted by another daemon") from error
-        if (batch.folder / MERGED_FOLDER / name).exists():
-            # The user removed the outbox folder: give the batch a new one, then move the file.
-            batch.show()
-            files.rename_durable(batch.folder / MERGED_FOLDER / name, batch.outbox / name, step)
+        raise
 
 
 def _archive(batch: Batch) -> None:
     """Keep the drop, the record and the outcome; remove the rest."""
-    for name in (plan.FOLDER, parts.FOLDER, MERGED_FOLDER):
+    for name in (plan.FOLDER, parts.FOLDER, attempts.FOLDER, MERGED_FOLDER):
         shutil.rmtree(batch.folder / name, ignore_errors=True)
     for name in (plan.INPUT_FILE, control.STOP_FILE):
         with suppress(FileNotFoundError):

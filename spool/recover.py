@@ -14,12 +14,11 @@ one wins, and the old owner finds its paths gone. What the folder holds says wha
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from spool import control, failpoints, files, layout, lease, parts
+from spool import control, failpoints, files, layout, lease, parts, plan
 from spool.batch import Batch, read_final, read_record
 from spool.errors import BatchGone, RecordUnknown
 from spool.record import Phase
@@ -51,13 +50,16 @@ def adopt(
             continue
         try:
             batch = _adopt_one(home, dead / name, layout.batch_folder(own, parsed[0], parsed[1] + 1), mode)
-            if batch:
-                _settle(batch, was_clean)
-                adopted.append(batch)
         except RecordUnknown as error:
             report("batch_left_alone", str(error))
-        except (BatchGone, FileNotFoundError):
+        except FileNotFoundError:
             report("batch_adopted_elsewhere", name)
+        except OSError as error:  # of this one only; it is tried again
+            report("batch_not_adopted", f"{name}: {error}")
+        else:
+            if batch:
+                _settle(batch, was_clean, report)
+                adopted.append(batch)
     # Once for all of them: thousands may wait. A rename that a power cut undoes is simply done again.
     files.fsync_folder(own)
     with suppress(FileNotFoundError):
@@ -67,30 +69,46 @@ def adopt(
 
 
 def _adopt_one(home: layout.Layout, theirs: Path, ours: Path, mode: int) -> Batch | None:
+    """Take one batch over; None where there was nothing but a claim that had come to nothing.
+
+    The rename comes first and the drop is looked for behind it: an owner that wakes up in between finds its
+    path gone, and can no longer move a drop into a folder that is about to be removed.
+    """
     try:
         record = read_record(theirs)
+        final = read_final(theirs)
     except FileNotFoundError:
-        record = None
-    if record is None or not (theirs / layout.DROP_FILE).exists():
+        record, final = None, None
         if (theirs / layout.DROP_FILE).exists():
-            raise RecordUnknown(f"{theirs} holds a drop but no record")
-        shutil.rmtree(theirs, ignore_errors=True)
-        return None
-    final = read_final(theirs)
+            raise RecordUnknown(f"{theirs} holds a drop but no record") from None
     failpoints.reach("adopt", "before")
     os.rename(theirs, ours)
-    return Batch(home, ours, record, mode=mode, final=final)
+    if record is None:
+        with suppress(OSError):
+            files.remove_temporaries([ours])
+            os.rmdir(ours)
+        return None
+    batch = Batch(home, ours, record, mode=mode, final=final)
+    if batch.drop.exists():
+        return batch
+    batch.discard()
+    return None
 
 
-def _settle(batch: Batch, was_clean: bool) -> None:
+def _settle(batch: Batch, was_clean: bool, report: Callable[[str, str], None]) -> None:
     """Drop what a killed writer left, and count crashes that brought nothing new.
 
-    A batch that only waited when its daemon died is no suspect.
+    A batch that only waited when its daemon died is no suspect. What cannot be done now, on a full disk say,
+    is left out: the batch is ours, and must not be lost from sight.
     """
-    control.clear_stop(batch.folder)
-    files.remove_temporaries([batch.folder, batch.folder / parts.FOLDER])
-    if was_clean or batch.final or batch.record.phase is Phase.QUEUED:
-        return
-    done = len(parts.list_parts(batch.folder)) if batch.record.plan else 0
-    has_progressed = done > batch.record.parts
-    batch.save(crashes=1 if has_progressed else batch.record.crashes + 1, parts=done)
+    record = batch.record
+    try:
+        control.clear_stop(batch.folder)
+        files.remove_temporaries([batch.folder, batch.folder / parts.FOLDER])
+        was_validated = record.phase is Phase.VALIDATING and (batch.folder / plan.FOLDER).exists()
+        if was_clean or batch.final or not (was_validated or record.phase in (Phase.RUNNING, Phase.MERGING)):
+            return
+        done = len(parts.list_parts(batch.folder)) if record.plan else 0
+        batch.save(crashes=1 if done > record.parts else record.crashes + 1, parts=done)
+    except (OSError, BatchGone) as error:
+        report("adoption_incomplete", f"{batch.id}: {error}")

@@ -22,11 +22,12 @@ class Kept(NamedTuple):
 def list_kept(archive: Path) -> list[Kept]:
     """What archive/ holds, oldest first."""
     kept = []
-    for folder in os.scandir(archive):
-        if not folder.is_dir(follow_symlinks=False):
+    for name in os.listdir(archive):
+        folder = archive / name
+        if not folder.is_dir() or folder.is_symlink():
             continue
-        size_bytes = sum(entry.stat(follow_symlinks=False).st_size for entry in os.scandir(folder.path))
-        kept.append(Kept(Path(folder.path), folder.stat().st_ctime, size_bytes))
+        size_bytes = sum(os.lstat(folder / file).st_size for file in os.listdir(folder))
+        kept.append(Kept(folder, folder.stat().st_ctime, size_bytes))
     return sorted(kept, key=lambda batch: batch.ended_at)
 
 

@@ -6,6 +6,7 @@ SidecarError, which fails the batch with `invalid_request`: a wish that was misr
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -27,7 +28,7 @@ class _Wishes(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     completion_window: float | None = None
-    endpoint: str | None = Field(None, max_length=256)
+    endpoint: str | None = Field(None, max_length=256, pattern=r"^[!-~]*$")
     metadata: dict[str, str] | None = None
     pool: Literal["auto", "spot", "dedicated"] = "auto"
     on_invalid: Literal["fail", "skip"] | None = None
@@ -43,7 +44,13 @@ class _Wishes(BaseModel):
         for key, value in pairs.items():
             if len(key) > 64 or len(value) > 512:
                 raise ValueError("a key has at most 64 characters, a value at most 512")
+            if not _is_encodable(key) or not _is_encodable(value):
+                raise ValueError("holds a lone surrogate, which no JSON file can hold")
         return pairs
+
+
+def _is_encodable(text: str) -> bool:
+    return not any(0xD800 <= ord(character) <= 0xDFFF for character in text)
 
 
 class _NoAliasLoader(yaml.SafeLoader):
@@ -73,6 +80,8 @@ def read(path: Path, parse_window: Any) -> tuple[Sidecar, tuple[int, int]] | Non
     except FileNotFoundError:
         return None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return None  # the drop's own name is so long that none can stand beside it
         raise SidecarError(f"the sidecar cannot be read: {error.strerror}") from error
     with open(descriptor, "rb") as file:
         facts = os.fstat(file.fileno())
@@ -92,7 +101,7 @@ def parse(content: bytes, parse_window: Any) -> Sidecar:
     """
     try:
         tree = yaml.load(content, Loader=_NoAliasLoader)  # noqa: S506 - a SafeLoader, see above
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except Exception as error:
         raise SidecarError(f"the sidecar is not YAML: {' '.join(str(error).split())[:200]}") from error
     if tree is None:
         return Sidecar()

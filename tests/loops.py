@@ -23,6 +23,7 @@ from daemon.engines import Engines
 from daemon.intake import Intake
 from daemon.lifecycle import Lifecycle
 from daemon.loop import Loop, Parts
+from daemon.progress import Progress
 from daemon.report import Reporter
 from daemon.runs import Runs
 from daemon.watch import Watcher
@@ -58,6 +59,8 @@ class Run:
         self.may_go_on.set()
         self.answers_before_wait = 0
         self.error: Exception | None = None
+        self.fails_after: int | None = None
+        self.heeds_stop = True
         self.calls: list[list[str]] = []
 
     def __call__(self, works: list[Work], model: str, resources: dict[str, float]) -> None:
@@ -81,10 +84,13 @@ class Run:
                 continue
             if len(results) >= self.answers_before_wait:
                 while not self.may_go_on.wait(0.01):
-                    if control.must_stop(work.folder):
+                    if self.heeds_stop and control.must_stop(work.folder):
                         break
                 if control.must_stop(work.folder):
                     break
+            if len(results) == self.fails_after:
+                parts.write(work.folder, shard.index, work.attempt, results)
+                raise errors.RunError("as a test asked")
             custom_id = orjson.loads(raw)["custom_id"]
             key = lines.request_key("batch_x", line)
             text = lines.response_line(key, custom_id, 200, _answer(raw))
@@ -119,12 +125,16 @@ class Daemon:
         workers = Workers(self.wake, runs=3)
         self.engines = Engines(fleet or Fleet(), ("m",), self.wake, lambda state: None)
         self.runs = Runs(self.settings, workers, self.metrics, self.run)
-        self.lifecycle = Lifecycle(self.settings, self.clock, workers, self.runs, self.metrics)
+        progress = Progress(self.metrics)
+        self.lifecycle = Lifecycle(
+            self.settings, self.home, self.clock, workers, self.runs, progress, self.metrics
+        )
         watcher = Watcher(self.home.inbox, "polling", self.wake)
         self.loop = Loop(
             Parts(
                 settings=self.settings,
                 home=self.home,
+                lease=self.lease,
                 clock=self.clock,
                 wake=self.wake,
                 workers=workers,
@@ -132,7 +142,7 @@ class Daemon:
                 intake=Intake(self.settings, self.home, self.lease.folder, watcher, self.metrics),
                 runs=self.runs,
                 lifecycle=self.lifecycle,
-                reporter=Reporter(self.runs, self.metrics, 0.0),
+                reporter=Reporter(self.runs, progress, self.metrics, 0.0),
                 metrics=self.metrics,
                 health=self.health,
             )

@@ -164,9 +164,9 @@ def _wait(home: layout.Layout, relative: Path, submission: str, timeout_s: float
 def _find(home: layout.Layout, relative: Path, submission: str) -> outbox.Shown | None:
     """The batch of a submission: its name is the drop's, or that with a number."""
     plain = layout.outbox_name(relative)
-    for entry in os.scandir(home.outbox):
-        if entry.name == plain or entry.name.startswith(f"{plain}."):
-            shown = outbox.read(Path(entry.path))
+    for name in os.listdir(home.outbox):
+        if name == plain or name.startswith(f"{plain}."):
+            shown = outbox.read(home.outbox / name)
             if shown and shown.extra["submission"] == submission:
                 return shown
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from pipeline import errors, validate
 from spool import control, parts
+from spool.errors import InstanceLost
 from tests.loops import Daemon, Fleet
 
 
@@ -308,3 +310,83 @@ def test_a_file_that_changes_after_the_claim_fails(
     daemon.drop()
     shown = daemon.until(daemon.is_at("failed"))
     assert shown.errors.data[0].code == "input_modified"
+
+
+def test_runs_that_progress_may_fail_for_ever(make: Callable[..., Daemon]) -> None:
+    """Only runs that bring nothing count towards giving up: each of these answers a few lines and fails."""
+    daemon = make()
+    daemon.run.fails_after = 2
+    daemon.drop(count=20)
+    later_s = 0.0
+    while not daemon.is_at("completed")() and later_s < 1000:
+        daemon.step(later_s)
+        daemon.wake.wait(0.02)
+        later_s += 2
+    assert daemon.status().request_counts.completed == 20
+    assert len(daemon.run.calls) >= 10
+
+
+def test_io_errors_are_no_failed_runs(make: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk while a failed run is noted is tried again for as long as it takes, and then forgotten."""
+    daemon = make()
+    daemon.run.error = errors.RunError("once")
+    daemon.drop(count=2)
+    daemon.until(lambda: daemon.run.calls)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("spool.batch.Batch.advance", full)
+        for later_s in range(0, 60, 2):
+            daemon.step(later_s)
+            daemon.wake.wait(0.01)
+    daemon.run.error = None
+    daemon.until(daemon.is_at("completed"), later_s=120)
+    assert daemon.status().request_counts.completed == 2
+
+
+def test_a_spool_that_goes_away_and_comes_back_loses_nothing(make: Callable[..., Daemon]) -> None:
+    """While it is away nothing is made in its place and nobody forgets what he holds."""
+    daemon = make()
+    daemon.run.may_go_on.clear()
+    daemon.run.answers_before_wait = 1
+    daemon.drop(count=3)
+    daemon.until(daemon.phase("running"))
+    away = daemon.home.root.with_name("away")
+    daemon.home.root.rename(away)
+    daemon.run.may_go_on.set()
+    for later_s in range(0, 20, 2):
+        daemon.step(later_s)
+        daemon.wake.wait(0.02)
+    assert not daemon.home.root.exists()
+    assert "spool unavailable" in daemon.health.not_ready()
+    away.rename(daemon.home.root)
+    daemon.until(daemon.is_at("completed"), later_s=60)
+    assert _ids(daemon.lines("output.jsonl")) == ["a0", "a1", "a2"]
+
+
+def test_a_cancel_does_not_wait_for_the_others_of_its_run(make: Callable[..., Daemon]) -> None:
+    """Two batches share a run that hangs; the cancelled one ends."""
+    daemon = make(scheduler={"pools": {"spot": {"capacity": 1}, "dedicated": {"capacity": 0}}})
+    daemon.run.may_go_on.clear()
+    for name in ("first", "a", "b"):
+        daemon.drop(name)
+        daemon.until(daemon.phase("running" if name == "first" else "queued", name))
+    control.request_cancel(daemon.home.outbox / "first")
+    daemon.until(daemon.phase("running", "b"), later_s=2)
+    assert [len(call) for call in daemon.run.calls] == [1, 2]
+    daemon.run.heeds_stop = False
+    control.request_cancel(daemon.home.outbox / "b")
+    daemon.until(daemon.is_at("cancelling", name="b"), later_s=4)
+    daemon.until(daemon.is_at("cancelled", name="b"), later_s=20)
+    assert daemon.status("a").status == "in_progress"
+
+
+def test_a_daemon_that_was_taken_for_dead_ends(make: Callable[..., Daemon]) -> None:
+    """Its folder was adopted and removed while it slept: it says so and stops, having published nothing."""
+    daemon = make()
+    daemon.step()
+    shutil.rmtree(daemon.lease.folder)
+    with pytest.raises(InstanceLost, match="start again"):
+        daemon.step(later_s=2)

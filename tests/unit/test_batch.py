@@ -14,8 +14,8 @@ from openai.types import Batch as OpenAIBatch
 from spool import batch as batches
 from spool import claim, control, layout, parts, publish, recover, status
 from spool.batch import Batch
-from spool.errors import BatchGone
-from spool.record import FileFacts, Final, Phase, Status
+from spool.errors import BatchGone, ResultsLost
+from spool.record import FileFacts, Final, Phase, Record, Status
 from tests import spools
 
 
@@ -268,3 +268,70 @@ def test_the_history_is_bounded(tmp_path: Path) -> None:
     history = batches.read_record(batch.folder).history
     assert len(history) == 200
     assert (history[0].at, history[-1].at) == (1000.0, 2299.0)
+
+
+def test_a_name_that_another_batch_took_is_left_to_it(tmp_path: Path) -> None:
+    """The user removed our folder, and the next drop of that name got it: we get a new one."""
+    home, instance = spools.make(tmp_path)
+    first = spools.planned(spools.claimed(home, instance))
+    shutil.rmtree(first.outbox)
+    second = spools.planned(spools.claimed(home, instance))
+    first.show()
+    assert (first.record.outbox_name, second.record.outbox_name) == ("jan.2", "jan")
+    _commit(first)
+    publish.roll_forward(first)
+    assert _status(second).status == "validating"
+    assert sorted(os.listdir(home.outbox / "jan.2")) == ["output.jsonl", "status.json"]
+
+
+def test_results_that_vanish_before_the_end_are_not_called_complete(tmp_path: Path) -> None:
+    """The user removed the folder between the results and the terminal status: nothing is archived."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.planned(spools.claimed(home, instance))
+    _commit(batch)
+    (batch.folder / "merged/output.jsonl").unlink()
+    with pytest.raises(ResultsLost):
+        publish.roll_forward(batch)
+    assert batch.folder.is_dir()
+
+
+def test_one_unreadable_record_does_not_keep_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An I/O error at one batch is reported; the others are adopted, and it is tried again."""
+    home, instance = spools.make(tmp_path)
+    bad = spools.claimed(home, instance, "bad.jsonl")
+    good = spools.claimed(home, instance, "good.jsonl")
+    plain = batches.read_record
+
+    def read(folder: Path) -> Record:
+        if folder.name.startswith(bad.id):
+            raise OSError(5, "Input/output error")
+        return plain(folder)
+
+    monkeypatch.setattr(recover, "read_record", read)
+    adopted, reports = _adopt(home, instance)
+    assert [batch.id for batch in adopted] == [good.id]
+    assert reports[0][0] == "batch_not_adopted"
+    assert bad.folder.is_dir()
+
+
+def test_a_full_disk_during_adoption_loses_no_batch_from_sight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The crash cannot be counted, but the batch is ours and is handed over."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.planned(spools.claimed(home, instance))
+    batch.save(phase=Phase.RUNNING)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    own = home.work / layout.new_instance()
+    own.mkdir()
+    reports, report = _reports()
+    with monkeypatch.context() as patch:
+        patch.setattr(Batch, "save", full)
+        (adopted,) = recover.adopt(home, own, instance, mode=0o644, report=report)
+    assert adopted.id == batch.id
+    assert reports[0][0] == "adoption_incomplete"

@@ -98,3 +98,10 @@ def test_an_open_writer_is_seen(tmp_path: Path) -> None:
         assert drops.has_writer(drop)
     assert not drops.has_writer(drop)
     assert not drops.has_writer(tmp_path / "absent")
+
+
+def test_a_name_too_long_for_a_sidecar_hides_nothing(tmp_path: Path) -> None:
+    """The lookup of its sidecar fails, and the scan goes on: such a drop once hid its whole folder."""
+    (tmp_path / ("x" * 249 + ".jsonl")).touch()
+    (tmp_path / "a.jsonl").touch()
+    assert len(drops.scan(tmp_path).candidates) == 2

@@ -38,3 +38,17 @@ def test_a_damaged_part_is_an_error_that_names_it(tmp_path: Path, content: bytes
     (tmp_path / parts.FOLDER / str(name)).write_bytes(content)
     with pytest.raises(ValueError, match=str(name)):
         list(parts.read(tmp_path, name))
+
+
+def test_a_line_in_two_parts_counts_once(tmp_path: Path) -> None:
+    """A task that outlives its failed run may write what the next run answered as well."""
+    (tmp_path / parts.FOLDER).mkdir()
+    first = [Result(line, True, Usage(1, 0, 1, 0), b"{}") for line in range(3)]
+    again = [Result(line, False, Usage(), b"{}") for line in (2, 3)]
+    parts.write(tmp_path, 0, 1, first)
+    parts.write(tmp_path, 0, 2, again)
+    parts.write(tmp_path, 1, 1, [Result(4, True, Usage(1, 0, 1, 0), b"{}")])
+    tallies = parts.tally(tmp_path)
+    assert (tallies[0].completed, tallies[0].failed, tallies[0].tokens) == (3, 1, 6)
+    assert (tallies[1].results, tallies[1].tokens) == (1, 2)
+    assert parts.tally(tmp_path, tallies)[0] is tallies[0]

@@ -42,6 +42,11 @@ def test_wishes_are_read() -> None:
         (b"metadata: {" + b",".join(b"k%d: v" % i for i in range(17)) + b"}", "17 pairs"),
         (b"metadata: {k: " + b"v" * 513 + b"}", "at most 512"),
         (b"submission: ../../x", "sidecar submission"),
+        # PyYAML answers these with KeyError, IndexError and AttributeError, which once ended the daemon.
+        (b"pool: !!bool foo", "not YAML"),
+        (b'pool: !!int ""', "not YAML"),
+        (b"pool: !!timestamp x", "not YAML"),
+        (b'metadata: {"\\ud800": x}', "lone surrogate"),
     ],
 )
 def test_a_bad_wish_names_its_key(content: bytes, message: str) -> None:
