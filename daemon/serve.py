@@ -24,7 +24,7 @@ from pipeline import kinds
 from pipeline.fleet import Fleet
 from pipeline.run import Work
 from pipeline.run import run as run_works
-from spool import create, lease
+from spool import create, layout, lease
 
 # Start-up recovery of thousands of batches, and the start of Ray, happen without a completed step.
 _STALE_S = 120.0
@@ -51,6 +51,7 @@ def serve(settings: Settings) -> None:
 
     Raises:
         SpoolUnavailable: the spool cannot be used.
+        InstanceLost: another daemon took this one for dead.
         EngineStartError: Ray or an engine cannot be started.
         NotStarted: the metrics port cannot be had.
     """
@@ -63,60 +64,69 @@ def serve(settings: Settings) -> None:
     count = metrics.Metrics(registry, [model.name for model in settings.models])
     health = http.Health(_STALE_S)
     server = http.Server(settings.metrics, registry, health)
+    # Taken down in the opposite order: the lease last, so that nobody adopts what is still being put away.
     with contextlib.ExitStack() as stack:
+        held = lease.Lease(home, heartbeat_s=settings.lease.heartbeat_s, expire_s=settings.lease.expire_s)
+        stack.callback(held.release)
         try:
             server.start()
         except http.CannotListen as error:
             raise NotStarted(str(error)) from error
         stack.callback(server.stop)
-        held = lease.Lease(home, heartbeat_s=settings.lease.heartbeat_s, expire_s=settings.lease.expire_s)
-        stack.callback(held.release)
         host, port = server.address
-        _log.info(
-            "starting",
-            spool=str(home.root),
-            instance=held.folder.name,
-            metrics=f"http://{host}:{port}/metrics",
-        )
+        url = f"http://{host}:{port}/metrics"
+        _log.info("starting", spool=str(home.root), instance=held.folder.name, metrics=url)
         fleet = Fleet(settings)
         stack.callback(fleet.stop)
         fleet.start_ray()
         logs.absorb("ray")
-        engines = Engines(
-            fleet, tuple(model.name for model in settings.models), wake, EngineMetrics(count).observe
-        )
-        stack.callback(engines.stop, 5.0)
-        engines.start()
-        watcher = Watcher(home.inbox, settings.inbox.backend, wake)
-        stack.callback(watcher.stop)
-        watcher.start()
-        workers = Workers(
-            wake, runs=settings.scheduler.pools.spot.capacity + settings.scheduler.pools.dedicated.capacity
-        )
-        stack.callback(workers.stop)
-
-        def execute(works: list[Work], model: str, resources: dict[str, float]) -> None:
-            run_works(works, model, fleet, settings, resources)
-
-        clock = Clock()
-        runs = Runs(settings, workers, count, execute)
-        progress = Progress(count)
-        loop = Loop(
-            Parts(
-                settings=settings,
-                home=home,
-                lease=held,
-                clock=clock,
-                wake=wake,
-                workers=workers,
-                engines=engines,
-                intake=Intake(settings, home, held.folder, watcher, count),
-                runs=runs,
-                lifecycle=Lifecycle(settings, home, clock, workers, runs, progress, count),
-                reporter=Reporter(runs, progress, count, settings.scheduler.pools.spot.preempt_every_s),
-                metrics=count,
-                health=health,
-            )
-        )
+        loop = _build(settings, home, held, fleet, count, health, wake, stack)
         loop.run(stop)
     _log.info("stopped")
+
+
+def _build(
+    settings: Settings,
+    home: layout.Layout,
+    held: lease.Lease,
+    fleet: Fleet,
+    count: metrics.Metrics,
+    health: http.Health,
+    wake: threading.Event,
+    stack: contextlib.ExitStack,
+) -> Loop:
+    """The loop with all that it works with, begun; what must be ended is put on the stack."""
+    models = tuple(model.name for model in settings.models)
+    engines = Engines(fleet, models, wake, EngineMetrics(count).observe)
+    stack.callback(engines.stop, 5.0)
+    engines.start()
+    watcher = Watcher(home.inbox, settings.inbox.backend, wake)
+    stack.callback(watcher.stop)
+    watcher.start()
+    pools = settings.scheduler.pools
+    workers = Workers(wake, runs=pools.spot.capacity + pools.dedicated.capacity)
+    stack.callback(workers.stop)
+
+    def execute(works: list[Work], model: str, resources: dict[str, float]) -> None:
+        run_works(works, model, fleet, settings, resources)
+
+    clock = Clock()
+    runs = Runs(settings, workers, count, execute)
+    progress = Progress(count)
+    return Loop(
+        Parts(
+            settings=settings,
+            home=home,
+            lease=held,
+            clock=clock,
+            wake=wake,
+            workers=workers,
+            engines=engines,
+            intake=Intake(settings, home, held.folder, watcher, count),
+            runs=runs,
+            lifecycle=Lifecycle(settings, home, clock, workers, runs, progress, count),
+            reporter=Reporter(runs, progress, count, pools.spot.preempt_every_s),
+            metrics=count,
+            health=health,
+        )
+    )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from config.units import window
 from spool import sidecar
 from spool.errors import SidecarError
+from spool.record import Sidecar
 
 
 def test_wishes_are_read() -> None:
@@ -60,9 +61,11 @@ def test_a_bad_wish_names_its_key(content: bytes, message: str) -> None:
 def test_any_bytes_are_wishes_or_an_error(content: bytes) -> None:
     """No other exception comes out."""
     try:
-        sidecar.parse(content, window)
-    except SidecarError:
-        pass
+        wishes = sidecar.parse(content, window)
+    except SidecarError as error:
+        assert "\n" not in str(error)
+    else:
+        assert isinstance(wishes, Sidecar)
 
 
 def test_links_and_pipes_are_not_read(tmp_path: Path) -> None:
