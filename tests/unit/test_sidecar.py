@@ -62,10 +62,9 @@ def test_any_bytes_are_wishes_or_an_error(content: bytes) -> None:
     """No other exception comes out."""
     try:
         wishes = sidecar.parse(content, window)
-    except SidecarError as error:
-        assert "\n" not in str(error)
-    else:
-        assert isinstance(wishes, Sidecar)
+    except SidecarError:
+        return
+    assert isinstance(wishes, Sidecar)
 
 
 def test_links_and_pipes_are_not_read(tmp_path: Path) -> None:
