@@ -36,6 +36,12 @@ class Shown(NamedTuple):
         return Status(self.status).is_terminal
 
     @property
+    def stage(self) -> str:
+        """The status, with batchd's finer phase where that says more."""
+        phase = str(self.extra["phase"])
+        return self.status if self.is_terminal or phase == self.status else f"{self.status} ({phase})"
+
+    @property
     def counts(self) -> tuple[int, int, int]:
         """(total, completed, failed) requests."""
         counts = self.tree["request_counts"]

@@ -59,7 +59,7 @@ def _details(shown: outbox.Shown) -> list[tuple[str, str]]:
     details = [
         ("batch", f"{shown.name}  ({tree['id']})"),
         ("input", str(tree["input_file_id"])),
-        ("status", shown.status if shown.is_terminal else f"{shown.status} ({extra['phase']})"),
+        ("status", shown.stage),
         ("requests", f"{completed} completed, {failed} failed, of {total}"),
         ("deadline", _at(tree["expires_at"]) + ("  AT RISK" if extra["sla"]["at_risk"] else "")),
     ]

@@ -174,10 +174,9 @@ def _find(home: layout.Layout, relative: Path, submission: str) -> outbox.Shown 
 
 def _line(shown: outbox.Shown) -> str:
     total, completed, failed = shown.counts
-    phase = "" if shown.is_terminal else f" ({shown.extra['phase']})"
     rate = shown.extra["progress"]["requests_per_s"]
     speed = f", {rate:.1f} requests/s" if rate else ""
-    return f"{shown.name}: {shown.status}{phase} {completed + failed}/{total}, {failed} failed{speed}"
+    return f"{shown.name}: {shown.stage} {completed + failed}/{total}, {failed} failed{speed}"
 
 
 def _end(home: layout.Layout, shown: outbox.Shown) -> int:
