@@ -16,6 +16,7 @@ from daemon.metrics import Metrics
 from daemon.watch import Watcher
 from spool import claim, drops, layout, lease, recover
 from spool.batch import Batch
+from spool.errors import BatchGone
 
 CLAIMS_PER_PASS = 64
 # How often others' leases are looked at, seconds; a lease expires after lease.expire_s anyway.
@@ -74,7 +75,7 @@ class Intake:
                 continue
             try:
                 batch = claim.claim(self._home, self._own, candidate.relative, now, self._defaults)
-            except OSError as error:
+            except (OSError, BatchGone) as error:  # gone: its folder was adopted while we slept
                 _log.warning("claim_failed", drop=layout.readable(candidate.relative), error=str(error))
                 self._not_before[candidate.relative] = monotonic + FAILED_RETRY_S
                 continue

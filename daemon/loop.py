@@ -7,12 +7,13 @@ only make it look earlier. A pass that meets an I/O error on the spool itself ch
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from dataclasses import dataclass
 
 from config.settings import Settings
-from daemon import http, lifecycle, logs, metrics, runs
+from daemon import http, lifecycle, logs, metrics, outbox, runs
 from daemon.clock import Clock
 from daemon.engines import Engines
 from daemon.held import Held, Stage, StopReason
@@ -24,6 +25,8 @@ from spool.errors import BatchGone, InstanceLost, SpoolUnavailable
 
 # Between two looks at `cancel` files and at the disk, seconds; a cancel is to be seen within 2 s.
 LOOK_EVERY_S = 1.0
+# Between two looks for cancels of batches that have ended, seconds; each looks at every folder in outbox/.
+REFUSE_EVERY_S = 5.0
 # Between two looks at archive/, seconds.
 RETENTION_EVERY_S = 600.0
 # The longest wait, so that deadlines, leases and /healthz are never far behind; seconds.
@@ -59,6 +62,7 @@ class Loop:
         self._pauses: frozenset[metrics.Pause] = frozenset()
         self._looked_at = float("-inf")
         self._retained_at = float("-inf")
+        self._refused_at = float("-inf")
         self._low_since: float | None = None
 
     def run(self, stop: threading.Event) -> None:
@@ -103,10 +107,11 @@ class Loop:
         held = parts.lifecycle.held
         if metrics.Pause.SPOOL_UNAVAILABLE not in self._pauses:
             try:
-                self._take_in(now, monotonic, is_woken)
+                self._take_in(monotonic, is_woken)
             except OSError as error:  # the spool went away since the last look; the next one says so
                 _log.warning("intake_failed", error=str(error))
                 self._looked_at = float("-inf")
+            now = parts.clock.now(monotonic)  # an adopted record may have set it forward
             for each in list(held.values()):
                 parts.lifecycle.advance(each, now, monotonic)
             parts.runs.preempt_some(now, lifecycle.stop)
@@ -115,11 +120,12 @@ class Loop:
             parts.reporter.report(held, now, monotonic)
         return self._wait_s(monotonic)
 
-    def _take_in(self, now: float, monotonic: float, is_woken: bool) -> None:
+    def _take_in(self, monotonic: float, is_woken: bool) -> None:
         """Adopt what dead daemons held, and claim what is complete."""
         parts = self.parts
         for batch in parts.intake.adopt_some(monotonic):
             parts.lifecycle.adopted(batch, monotonic)
+        now = parts.clock.now(monotonic)
         room = 0 if self._pauses else parts.settings.scheduler.max_claimed - len(parts.lifecycle.held)
         for batch in parts.intake.claim_some(now, monotonic, is_woken, room):
             parts.lifecycle.claimed(batch)
@@ -165,6 +171,7 @@ class Loop:
         self.parts.health.set_not_ready(starting + sorted(str(pause).replace("_", " ") for pause in blocking))
         if metrics.Pause.SPOOL_UNAVAILABLE not in self._pauses:
             self._look_for_cancels(now)
+            self._refuse_late_cancels(monotonic)
             self._retain(now, monotonic)
 
     def _must_be_alive(self) -> None:
@@ -221,6 +228,21 @@ class Loop:
                     self.parts.lifecycle.cancel(each, now)
                 except (OSError, BatchGone) as error:
                     _log.warning("cancel_waits", batch=each.id, error=str(error))
+
+    def _refuse_late_cancels(self, monotonic: float) -> None:
+        """Answer a cancel of a batch that has ended; of one that another daemon holds, that daemon will."""
+        if monotonic - self._refused_at < REFUSE_EVERY_S:
+            return
+        self._refused_at = monotonic
+        try:
+            for name in os.listdir(self.parts.home.outbox):
+                folder = self.parts.home.outbox / name
+                if control.cancel_requested(folder):
+                    shown = outbox.read(folder)
+                    if shown and shown.is_terminal:
+                        control.refuse_cancel(folder, f"the batch had already ended as {shown.status}")
+        except OSError as error:
+            _log.warning("cancel_not_refused", error=str(error))
 
     def _retain(self, now: float, monotonic: float) -> None:
         if monotonic - self._retained_at < RETENTION_EVERY_S:

@@ -119,6 +119,19 @@ def test_a_cancel_keeps_what_is_finished(make: Callable[..., Daemon]) -> None:
     assert not control.cancel_requested(daemon.home.outbox / "jan")
 
 
+def test_a_cancel_after_the_end_is_refused(make: Callable[..., Daemon]) -> None:
+    """Whoever touches `cancel` in a finished batch's folder finds the reason, and the outcome stays."""
+    daemon = make()
+    daemon.drop()
+    daemon.until(daemon.is_at("completed"))
+    daemon.until(lambda: not daemon.lifecycle.held)
+    control.request_cancel(daemon.home.outbox / "jan")
+    refused = daemon.home.outbox / "jan/cancel.refused"
+    daemon.until(refused.exists, later_s=10)
+    assert "already ended as completed" in refused.read_text()
+    assert daemon.status().status == "completed"
+
+
 def test_a_deadline_keeps_what_is_finished(make: Callable[..., Daemon]) -> None:
     """What is unfinished at deadline_at gets batch_expired."""
     daemon = make()
