@@ -134,7 +134,9 @@ class EngineSettings(_Section):
     """How requests are sent to an engine."""
 
     request_timeout_s: Seconds = Field(600, gt=0, description="Seconds one request may take.")
-    max_attempts: int = Field(3, ge=1, description="Times a request is tried when its engine dies under it.")
+    max_attempts: int = Field(
+        3, ge=1, description="Engines that a request may kill on its own before it fails."
+    )
     order: Literal["prefix", "file"] = Field(
         "prefix", description="Order of the work: grouped by shared prompt prefix, or as in the file."
     )

@@ -2,7 +2,8 @@
 
 A task carries one or a few shards, as one block with a row for each request that has no result yet. What is
 finished is durable when the task ends; a task that Ray repeats reads the parts first, so that no line is
-doubled. Imported only inside functions, because it imports ray at the top.
+doubled. How requests reach an engine, and what becomes of those that kill it, is in pipeline/calls.py.
+Imported only inside functions, because it imports ray at the top.
 
 Columns between reading and inferring (all of them not null):
     batch string, shard int64, attempt int64, line int64, request large_binary (a line of input.jsonl)
@@ -25,9 +26,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import orjson
 import pyarrow as pa  # type: ignore[import-untyped]  # has no types
 import ray
 import ray.data
@@ -35,21 +35,13 @@ from ray.data import DataContext, TaskPoolStrategy
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasink, Datasource, ReadTask
 
-from pipeline import errors
+from pipeline import calls
 from pipeline.slices import MAX_TASKS, Slice
-from spool import control, lines, parts, plan
+from spool import control, parts, plan
 from spool.parts import Result, Usage
 
 _log = logging.getLogger(__name__)
 
-# How often a waiting task looks for its batch's `stop` file.
-POLL_S = 0.25
-# How long a task waits for a replica that answers to an abort, seconds.
-ABORT_S = 15.0
-# How long a task waits for a dead replica to come back: a large model loads for minutes.
-RETURN_S = 300.0
-# Waits between two looks at a replica that is not back, seconds: doubled from the first to the second.
-BACKOFF_S = (0.25, 5.0)
 # Tasks wait rather than compute: Ray must not take them for work that fills a core.
 TASK_CPUS = 0.01
 # A slow machine starts without them.
@@ -72,18 +64,6 @@ _RESULTS = pa.schema(
         pa.field("text", pa.large_binary(), nullable=False),
     ]
 )
-
-
-class Route(NamedTuple):
-    """Where a run's requests go.
-
-    Attributes:
-        replicas: actor handles; a shard's own is the one at its index.
-        max_attempts: times a request is tried when its engine dies under it.
-    """
-
-    replicas: list[Any]
-    max_attempts: int
 
 
 def configure() -> None:
@@ -125,7 +105,9 @@ def warm_up(replicas: list[Any]) -> None:
         seen |= pids
 
 
-def execute(groups: Sequence[Sequence[Slice]], route: Route, tasks: int, resources: dict[str, float]) -> None:
+def execute(
+    groups: Sequence[Sequence[Slice]], route: calls.Route, tasks: int, resources: dict[str, float]
+) -> None:
     """Run groups of shards, each in one task; returns when all are done.
 
     Args:
@@ -219,23 +201,15 @@ def _missing(batch: Path, shard: plan.Shard) -> Iterator[tuple[int, bytes]]:
     return (request for request in requests if request[0] not in done)
 
 
-def infer(table: pa.Table, route: Route) -> pa.Table:
+def infer(table: pa.Table, route: calls.Route) -> pa.Table:
     """Have the requests of some shards answered; those of stopped batches as far as they got.
 
     Requests whose replica did not come back in time have no result either; the caller of the run sees that.
     """
-    calls = [_Call(key, requests, route) for key, requests in _by_shard(table)]
-    looked_at = time.monotonic()
-    while active := [call for call in calls if call.is_active]:
-        _wait_for(active)
-        if time.monotonic() - looked_at >= POLL_S:
-            looked_at = time.monotonic()
-            for batch in {call.batch for call in active}:
-                if control.must_stop(Path(batch)):
-                    for call in active:
-                        call.abort_if_of(batch)
+    made = [calls.Call(key, requests, route) for key, requests in _by_shard(table)]
+    calls.answer_all(made)
     columns: list[list[Any]] = [[] for _ in _RESULTS]
-    for call in calls:
+    for call in made:
         for result in call.results.values():
             row = (call.batch, call.shard, call.attempt, result.line, result.ok, *result.usage, result.text)
             for column, value in zip(columns, row, strict=True):
@@ -252,144 +226,6 @@ def _by_shard(table: pa.Table) -> Iterator[tuple[tuple[str, int, int], list[tupl
         yield key, [row[3:] for row in group]
 
 
-def _wait_for(active: list[_Call]) -> None:
-    """Wait until one call can go on, at most POLL_S, and let all go on that can."""
-    asked = {call.asked: call for call in active if call.asked is not None}
-    if asked:
-        for done in ray.wait(list(asked), num_returns=1, timeout=POLL_S)[0]:
-            asked[done].go_on()
-    else:
-        time.sleep(BACKOFF_S[0])
-    for call in active:
-        call.try_again_if_due()
-
-
-class _Call:
-    """The requests of one shard on their way: asks its replica whether it is ready, then for answers.
-
-    Attributes:
-        asked: what is awaited; None while it waits to try again, and at the end.
-        results: by line.
-        is_active: whether there is anything left to wait for.
-    """
-
-    def __init__(self, key: tuple[str, int, int], requests: list[tuple[int, bytes]], route: Route) -> None:
-        self.batch, self.shard, self.attempt = key
-        self.results: dict[int, Result] = {}
-        self.asked: Any = None
-        self.is_active = True
-        self._open = dict(requests)
-        self._route = route
-        self._turn = self.shard
-        self._tries = 0
-        self._is_sent = False
-        self._give_up_at = float("inf")
-        self._due_at = 0.0
-        self._backoff_s = BACKOFF_S[0]
-        self._absent_since: float | None = None
-        self._ask()
-
-    @property
-    def _replica(self) -> Any:
-        return self._route.replicas[self._turn % len(self._route.replicas)]
-
-    @property
-    def _is_aborted(self) -> bool:
-        return self._give_up_at < float("inf")
-
-    def _ask(self) -> None:
-        """Ask whether the replica is ready: a request that is never sent costs no attempt."""
-        self._is_sent = False
-        self.asked = self._replica.ready.remote()
-
-    def _send(self) -> None:
-        self._is_sent = True
-        batch_id = Path(self.batch).name.rpartition("~")[0]
-        self.asked = self._replica.infer.remote(self.batch, self.shard, batch_id, list(self._open.items()))
-
-    def go_on(self) -> None:
-        """Take what was awaited."""
-        asked, self.asked = self.asked, None
-        try:
-            value = ray.get(asked)
-        except errors.PipelineError as error:  # there is a process, but no engine in it: nothing was tried
-            self._not_ready(reason(error))
-            return
-        except ray.exceptions.RayActorError as error:
-            if self._is_sent:
-                self._lost(reason(error))
-            else:
-                self._not_ready(reason(error))
-            return
-        self._absent_since, self._backoff_s = None, BACKOFF_S[0]
-        if not self._is_sent:
-            self._send()
-            return
-        for result in value.results:
-            if result is not None:
-                self.results[result.line] = result
-                del self._open[result.line]
-        if not self._open or self._is_aborted:
-            self.is_active = False
-        elif value.died is not None:
-            self._lost(value.died)
-        else:
-            self._not_ready("the replica let go of the requests")
-
-    def _lost(self, reason: str) -> None:
-        """The replica died with these requests in it."""
-        self._tries += 1
-        _log.warning("requests_lost", extra={"batch": self.batch, "shard": self.shard, "reason": reason})
-        if self._is_aborted:
-            self.is_active = False
-        elif self._tries >= self._route.max_attempts:
-            self._fail(reason)
-        else:
-            self._later()
-
-    def _fail(self, reason: str) -> None:
-        """Every request that was in a dying engine max_attempts times fails."""
-        batch_id = Path(self.batch).name.rpartition("~")[0]
-        message = f"the engine died {self._tries} times with this request in it; last: {reason}"
-        for line, request in self._open.items():
-            key = lines.request_key(batch_id, line)
-            text = lines.error_line(key, orjson.loads(request)["custom_id"], lines.Code.ENGINE, message)
-            self.results[line] = Result(line, False, Usage(), text)
-        self.is_active = False
-
-    def _not_ready(self, reason: str) -> None:
-        now = time.monotonic()
-        self._absent_since = self._absent_since or now
-        self._turn += 1  # another replica may be there
-        if now - self._absent_since > RETURN_S or self._is_aborted:
-            _log.error("replica_absent", extra={"batch": self.batch, "shard": self.shard, "reason": reason})
-            self.is_active = False
-        else:
-            self._later()
-
-    def _later(self) -> None:
-        self._due_at = time.monotonic() + self._backoff_s
-        self._backoff_s = min(self._backoff_s * 2, BACKOFF_S[1])
-
-    def try_again_if_due(self) -> None:
-        """Ask again after a backoff; give up what was aborted and did not return."""
-        now = time.monotonic()
-        if now >= self._give_up_at:
-            self.is_active = False
-        elif self.is_active and self.asked is None and now >= self._due_at:
-            self._ask()
-
-    def abort_if_of(self, batch: str) -> None:
-        """End early with what is finished; the replica then returns it."""
-        if self.batch != batch or self._is_aborted:
-            return
-        self._give_up_at = time.monotonic() + ABORT_S
-        if self._is_sent and self.asked is not None:
-            self._replica.abort.remote(self.batch, self.shard)
-        else:
-            self.is_active = False
-
-
 class PartSink(Datasink):
     """Writes a part for each shard of a block, durably."""
 
@@ -400,6 +236,8 @@ class PartSink(Datasink):
             OSError: the part cannot be written, such as on a full disk.
         """
         for block in blocks:
+            if not block.num_rows:  # all of it was stopped before it was read: a block without columns
+                continue
             rows = zip(*(block.column(name).to_pylist() for name in _RESULTS.names), strict=True)
             for (batch, shard, attempt), group in itertools.groupby(rows, key=lambda row: row[:3]):
                 results = [Result(row[3], row[4], Usage(*row[5:9]), row[9]) for row in group]
@@ -407,11 +245,6 @@ class PartSink(Datasink):
                     parts.write(Path(batch), shard, attempt, results)
                 except FileNotFoundError:
                     _log.warning("part_dropped", extra={"batch": Path(batch).name, "shard": shard})
-
-
-def reason(error: Exception) -> str:
-    """One line; of an error that Ray wrapped, what was raised in the replica."""
-    return " ".join(str(getattr(error, "cause", None) or error).split())[:300]
 
 
 def _linger(replicas: list[Any]) -> int:

@@ -3,6 +3,15 @@
 It gives requests back: chats their last user message, completions their prompt, embeddings a vector made
 from a hash. The same body always gets the same answer, and every answer carries
 `"system_fingerprint": "echo"`. Keeps the contract of pipeline/engine.py; imports no ray, vllm or torch.
+
+For tests of what becomes of a request that kills its engine, a chat whose last user message is exactly one of
+    echo:die     ends the whole process, as the kernel does when memory runs out
+    echo:crash   ends the engine alone, as when vLLM's engine process dies
+    echo:hang    blocks the process for an hour
+    echo:stall   has the engine answer nothing any more, as when vLLM's engine process is stopped
+With ECHO_LOG=FILE in the environment, every request is appended to it as it is reached, a line each:
+`<request id> <seconds since the epoch>`.
+
 Limits: no sampling, tools, logprobs or scoring; `n` is 1; usage counts words.
 """
 
@@ -10,6 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,9 +33,12 @@ from spool.parts import Usage
 
 FINGERPRINT = "echo"
 EMBEDDING_SIZE = 8
+LOG_VARIABLE = "ECHO_LOG"
 
 # A fixed time, so that answers to equal requests are equal.
 _CREATED = 1_700_000_000
+
+_HANG_S = 3600.0
 
 _Made = tuple[dict[str, Any], Usage]
 
@@ -46,6 +60,8 @@ class EchoEngine:
         # Hashes are 8 bytes: a body fails when its hash lies below this share of their range.
         self._fail_below = int(model.failure_rate * 2**64)
         self._running = False
+        self._stalled: asyncio.Event | None = None
+        self._log = os.environ.get(LOG_VARIABLE)
 
     async def start(self) -> None:
         """See Engine."""
@@ -56,6 +72,7 @@ class EchoEngine:
         await self.check_health()
         if self._latency_s:
             await asyncio.sleep(self._latency_s)
+        await self._obey(_wish(body), request_id)
         make = _ENDPOINTS.get(url)
         if make is None:
             message = f"the echo engine has no {url}"
@@ -86,6 +103,30 @@ class EchoEngine:
     async def stop(self) -> None:
         """See Engine."""
         self._running = False
+
+    async def _obey(self, wish: object, request_id: str) -> None:
+        """Misbehave where a request asks for it."""
+        if self._log:
+            with open(self._log, "a") as file:
+                file.write(f"{request_id} {time.time():.3f}\n")
+        if wish == "echo:stall":
+            self._stalled = self._stalled or asyncio.Event()
+        if self._stalled:
+            await self._stalled.wait()
+        if wish == "echo:die":
+            os._exit(1)
+        if wish == "echo:crash":
+            self._running = False
+            await self.check_health()
+        if wish == "echo:hang":
+            time.sleep(_HANG_S)
+
+
+def _wish(body: dict[str, Any]) -> object:
+    """The last message's content, where it has one."""
+    messages = body.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return last.get("content") if isinstance(last, dict) and last.get("role") == "user" else None
 
 
 def _chat(body: dict[str, Any]) -> _Made:

@@ -1,7 +1,8 @@
 """The fleet: Ray itself and the replicas of every configured model, from start to stop.
 
 Replicas belong to the process that started them and live as long as it does; Ray restarts those that die.
-`poll` never waits longer than POLL_S. Ray is imported inside functions only.
+A replica whose process says nothing for `replica.patience_s` is killed, so that Ray restarts it. `poll` never
+waits longer than POLL_S, and is what notices both. Ray is imported inside functions only.
 
 Limits: a local Ray has no dashboard, but it listens on the machine's own address, behind a random token. A
 Ray cluster by address must have these packages installed and share the spool's filesystem.
@@ -16,6 +17,7 @@ import secrets
 import shutil
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -34,6 +36,8 @@ OBJECT_STORE_BYTES = 256 << 20
 KEPT_WORKERS = slices.MAX_TASKS + 2
 # Longest wait in poll(), seconds.
 POLL_S = 1.0
+# Seconds between two polls after which what was asked before counts as asked now.
+DEAF_S = 10.0
 
 # What Ray's processes read from the environment; the user's own values win.
 _ENVIRONMENT = {
@@ -89,12 +93,14 @@ class _Member:
         process: name of the process seen last; another one means a restart.
         start_s: what its engine took to start; None until it has.
         asked: the statistics that were asked for and have not come yet.
+        asked_at: when, by the monotonic clock.
     """
 
     handle: Any
     process: str | None = None
     start_s: float | None = None
     asked: Any = None
+    asked_at: float = 0.0
     restarts: int = 0
 
 
@@ -114,6 +120,7 @@ class Fleet:
         self._settings = configured
         self._teams = {model.name: _Team(model) for model in configured.models}
         self._session: Path | None = None
+        self._polled_at = float("-inf")
 
     def start_ray(self) -> None:
         """Start a private Ray, or connect to the configured cluster; seconds.
@@ -185,12 +192,36 @@ class Fleet:
         import ray
 
         members = [member for team in self._teams.values() for member in team.members]
+        now = time.monotonic()
+        # Where nobody polled for a while, as when this process was stopped, nobody's silence was heard.
+        was_deaf = now - self._polled_at > DEAF_S
+        self._polled_at = now
         for member in members:
+            if member.asked is None or was_deaf:
+                member.asked_at = now
             if member.asked is None:
                 member.asked = member.handle.stats.remote()
         asked = [member.asked for member in members]
         done = set(ray.wait(asked, num_returns=len(asked), timeout=POLL_S)[0]) if asked else set()
+        for team in self._teams.values():
+            for member in team.members:
+                if member.asked not in done:
+                    self._restart_if_hung(team.model, member)
         return [_collect(team, done) for team in self._teams.values()]
+
+    def _restart_if_hung(self, model: settings.ModelSettings, member: _Member) -> None:
+        """Kill a replica that has an engine and is silent; one that starts may take as long as it needs."""
+        import ray
+
+        from pipeline import replica
+
+        silent_s = time.monotonic() - member.asked_at
+        if member.start_s is None or silent_s <= replica.patience_s(self._settings.engine):
+            return
+        _log.error("replica_hung", extra={"model": model.name, "silent_s": round(silent_s, 1)})
+        member.start_s, member.asked = None, None
+        # Also of a process that is stopped: Ray then kills it by SIGKILL, 6.5 s later (2.60, 2026-11-23).
+        ray.kill(member.handle, no_restart=False)
 
     def stop(self, grace_s: float = 10.0) -> None:
         """Stop engines first, so that they free what they hold, then Ray with all its processes.

@@ -4,6 +4,12 @@
 share of it early, with all finished lines kept. It neither merges nor changes any record: the parts on disk
 are its whole result. Imports ray inside functions only.
 
+After a crash only lines without a durable result run again, so what was answered in vain is what the tasks in
+flight held: at most depth + MAX_TASKS * 128 lines, with depth = DEPTH * max_num_seqs * replicas and 128 the
+most lines of a shard (pipeline/validate_copy.py). A file of full shards has no more than `depth` lines in
+flight, rounded up to whole shards: 512 for one replica that computes 256 requests at once, whatever the size
+of the file (tests/integration/test_run.py kills a run of 20,000 lines at 90 %).
+
 Limits: the driver keeps an entry for each unfinished shard. An execution takes MAX_GROUPS tasks, and the next
 one begins when the last request of this one is answered.
 """
@@ -62,10 +68,11 @@ def run(
     Raises:
         RunError: not all could be tried; what is finished is kept, and another run may go on.
     """
-    from pipeline import data, replica
+    from pipeline import calls, data, replica
 
-    route = data.Route(fleet.handles(model), configured.engine.max_attempts)
-    depth = DEPTH * replica.max_num_seqs(configured.model_named(model)) * len(route.replicas)
+    chosen = configured.model_named(model)
+    route = calls.Route(fleet.handles(model), replica.slots(chosen), configured.engine.max_attempts)
+    depth = DEPTH * replica.max_num_seqs(chosen) * len(route.replicas)
     try:
         groups = slices.grouped(_pending(works), math.ceil(depth / slices.MAX_TASKS))
         while window := list(itertools.islice(groups, MAX_GROUPS)):
@@ -76,7 +83,7 @@ def run(
         left = sum(each.missing for each in _pending(works))
     except Exception as error:  # Ray wraps whatever a task raised, and has errors of its own
         _abort(works, route.replicas)
-        raise errors.RunError(f"model {model!r}: {data.reason(error)}") from error
+        raise errors.RunError(f"model {model!r}: {calls.reason(error)}") from error
     if left:
         raise errors.RunError(
             f"model {model!r}: {left} requests have no answer yet: its engine did not come back"

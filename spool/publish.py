@@ -52,18 +52,24 @@ def roll_forward(batch: Batch) -> None:
     final = batch.final
     assert final is not None, "roll_forward needs a committed batch"
     if _is_shown(batch):
+        _answer_cancel(batch, final)
         _archive(batch)
         return
     if not batch.is_placed:
         batch.show()  # not terminal: the results come first
     _publish(batch, layout.OUTPUT_FILE, final.output, "publish.output")
     _publish(batch, layout.ERRORS_FILE, final.errors_file, "publish.errors")
+    _answer_cancel(batch, final)
+    batch.show(final=final)
+    _answer_cancel(batch, final)  # one that came before the end could be seen
+    _archive(batch)
+
+
+def _answer_cancel(batch: Batch, final: Final) -> None:
     if final.outcome is Status.CANCELLED:
         control.clear_cancel(batch.outbox)
     else:
         control.refuse_cancel(batch.outbox, f"the batch had already ended as {final.outcome}: {final.reason}")
-    batch.show(final=final)
-    _archive(batch)
 
 
 def _is_shown(batch: Batch) -> bool:
@@ -99,7 +105,8 @@ def _publish(batch: Batch, name: str, facts: FileFacts | None, step: Step) -> No
 def _archive(batch: Batch) -> None:
     """Keep the drop, the record and the outcome; remove the rest."""
     for name in (plan.FOLDER, parts.FOLDER, attempts.FOLDER, MERGED_FOLDER):
-        shutil.rmtree(batch.folder / name, ignore_errors=True)
+        with suppress(FileNotFoundError):  # any other error: tried again, or it would stay in archive/
+            shutil.rmtree(batch.folder / name)
     for name in (plan.INPUT_FILE, control.STOP_FILE):
         with suppress(FileNotFoundError):
             os.unlink(batch.folder / name)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from spool import control, failpoints, files, layout, lease, parts, plan
+from spool import attempts, control, failpoints, files, layout, lease, parts, plan
 from spool.batch import Batch, read_final, read_record
 from spool.errors import BatchGone, RecordUnknown
 from spool.record import Phase
@@ -104,7 +104,7 @@ def _settle(batch: Batch, was_clean: bool, report: Callable[[str, str], None]) -
     record = batch.record
     try:
         control.clear_stop(batch.folder)
-        files.remove_temporaries([batch.folder, batch.folder / parts.FOLDER])
+        files.remove_temporaries(batch.folder / name for name in (".", parts.FOLDER, attempts.FOLDER))
         was_validated = record.phase is Phase.VALIDATING and (batch.folder / plan.FOLDER).exists()
         if was_clean or batch.final or not (was_validated or record.phase in (Phase.RUNNING, Phase.MERGING)):
             return

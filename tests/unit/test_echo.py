@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -203,3 +204,49 @@ def test_echo_is_cheap() -> None:
         return time.perf_counter() - started
 
     assert asyncio.run(run()) < 0.4
+
+
+def wish(text: str) -> dict[str, Any]:
+    return {"model": "echo", "messages": [{"role": "user", "content": text}]}
+
+
+def test_misbehaviour_is_asked_for_exactly() -> None:
+    """A message that only holds the words is answered, and marked, like any other."""
+    for text in ("echo:dies", "please echo:die", "echo:", "echo:hang "):
+        answer, body = ask("/v1/chat/completions", wish(text))
+        assert answer.status_code == 200 and body["system_fingerprint"] == "echo"
+        assert body["choices"][0]["message"]["content"] == text
+
+
+def test_a_request_can_end_the_process() -> None:
+    code = (
+        "import asyncio; from tests.unit import test_echo as t; "
+        "t.ask('/v1/chat/completions', t.wish('echo:die')); print('survived')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
+def test_a_request_can_end_or_stall_the_engine() -> None:
+    """echo:crash leaves a dead engine behind, echo:stall one that answers nothing more."""
+
+    async def run() -> None:
+        it = make()
+        await it.start()
+        with pytest.raises(errors.EngineDeadError):
+            await it.answer("/v1/chat/completions", wish("echo:crash"), "r1")
+        with pytest.raises(errors.EngineDeadError):
+            await it.check_health()
+        it = make()
+        await it.start()
+        for text in ("echo:stall", "a"):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(it.answer("/v1/chat/completions", wish(text), "r2"), 0.01)
+
+    asyncio.run(run())
+
+
+def test_the_log_names_what_was_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(echo.LOG_VARIABLE, str(tmp_path / "log"))
+    ask("/v1/chat/completions", CHAT)
+    assert (tmp_path / "log").read_text().split()[0] == "r1"

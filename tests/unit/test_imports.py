@@ -32,7 +32,12 @@ NEVER = {"tests", "examples", "benchmarks"}  # beside the packages, and not in t
 HEAVY = {"ray", "vllm", "torch", "transformers"}
 
 # These may import HEAVY at module level, because they are themselves imported inside functions only.
-DEFERRED_MODULES = {"pipeline/vllm_engine.py", "pipeline/replica.py", "pipeline/data.py"}
+DEFERRED_MODULES = {
+    "pipeline/vllm_engine.py",
+    "pipeline/replica.py",
+    "pipeline/data.py",
+    "pipeline/calls.py",
+}
 
 # scheduler is values in, decision out: no file, no clock, no thread.
 SCHEDULER_NEVER = {
