@@ -67,6 +67,7 @@ class Held:
         completed, failed, tokens: what durable parts hold.
         run_id: of the run that has it.
         stop_reason: why that run was told to stop, if it was.
+        is_disk_to_blame: whether its last run ended with an I/O error, which says nothing of its requests.
         failures: runs in a row that brought nothing, or tries in a row to validate.
         done_at_begin: results when its run began.
         stopped_at: monotonic seconds at which that run was told to stop working on it.
@@ -86,6 +87,7 @@ class Held:
     run_id: str | None = None
     stop_reason: StopReason | None = None
     run_error: str | None = None
+    is_disk_to_blame: bool = False
     failures: int = 0
     done_at_begin: int = 0
     stopped_at: float = 0.0

@@ -281,7 +281,7 @@ class Lifecycle:
 
     def _after_failure(self, held: Held, now: float, monotonic: float) -> None:
         why = held.run_error or "its run ended early"
-        failures = 0 if held.done > held.done_at_begin else held.failures + 1
+        failures = 0 if held.done > held.done_at_begin else held.failures + (not held.is_disk_to_blame)
         if failures >= MAX_FAILURES:
             self._give_up(held, f"{failures} runs in a row brought nothing; last: {why}")
             return

@@ -210,7 +210,8 @@ class Loop:
 
     def _note_in_status(self, warning: str) -> None:
         for each in self.parts.lifecycle.held.values():
-            if each.stage in (Stage.QUEUED, Stage.RUNNING, Stage.ON_HOLD):
+            # Also one whose own move waits for space; but what a worker has is the worker's.
+            if each.stage not in (Stage.VALIDATING, Stage.FINISHING, Stage.DAMAGED):
                 try:
                     each.batch.save(warnings=(*each.batch.record.warnings, warning))
                     each.is_dirty = True

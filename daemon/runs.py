@@ -142,11 +142,12 @@ class Runs:
         """A run's thread has ended: give the slot back and let each of its batches move on."""
         going = self.going.pop(run_id)
         self.pools.release(run_id)
-        problem = None
+        problem, is_disk_to_blame = None, False
         try:
             done.result()
         except Exception as error:  # noqa: BLE001 (whatever went wrong, the slot and the batches must move on)
             problem = str(error) or repr(error)
+            is_disk_to_blame = _is_io_error(error)
             known = isinstance(error, errors.PipelineError | OSError)
             (_log.error if known else _log.exception)(
                 "run_failed", run=run_id, model=going.model, error=problem
@@ -154,6 +155,7 @@ class Runs:
         for held in going.batches:
             if held.stage is Stage.RUNNING and held.run_id == run_id:
                 held.stage, held.run_error = Stage.ENDED, problem
+                held.is_disk_to_blame = is_disk_to_blame
 
     def preempt_some(self, now: float, stop: Callable[[Held, StopReason], None]) -> None:
         """Let the mock spot pool take back what it wants."""
@@ -187,3 +189,13 @@ class Runs:
                 _log.info("batch_waiting", batch=batch_id, reason=reason)
         self._told = now_waiting
         self.waiting = {each.reason: len(each.jobs) for each in waiting}
+
+
+def _is_io_error(error: BaseException | None) -> bool:
+    """Whether an I/O error is behind it; Ray and the run wrap what a task raised."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return True
+        inner = getattr(error, "cause", None)
+        error = inner if isinstance(inner, BaseException) else error.__cause__
+    return False

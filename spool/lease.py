@@ -20,6 +20,8 @@ from spool.errors import SpoolUnavailable
 
 LEASE_FILE = "lease"
 CLEAN_FILE = "clean"
+# How often a start tries again when another daemon's recovery took its new, still empty folder away.
+START_TRIES = 5
 # As lease.expire_s is by default; a daemon that was killed seems alive for this long.
 LIVE_S = 60.0
 
@@ -28,28 +30,41 @@ class Lease:
     """The lease of our own instance, held while the daemon runs."""
 
     def __init__(self, home: layout.Layout, *, heartbeat_s: float, expire_s: float) -> None:
-        self.folder = home.work / layout.new_instance()
-        files.make_folder(self.folder)
-        self._lease = _lease(self.folder, heartbeat_s=heartbeat_s, expire_s=expire_s)
-        try:
-            self._lease.acquire(timeout=0)
-        except (Timeout, FileNotFoundError) as error:
-            # Another daemon's recovery came between the two lines above and took the empty folder for a
-            # dead one's.
-            raise SpoolUnavailable(
-                f"another daemon tidied {self.folder} while this one started: start again"
-            ) from error
+        self._must_renew = False
+        for _ in range(START_TRIES):
+            self.folder = home.work / layout.new_instance()
+            self._lease = _lease(self.folder, heartbeat_s=heartbeat_s, expire_s=expire_s)
+            try:
+                files.make_folder(self.folder)
+                self._lease.acquire(timeout=0)
+                return
+            except (Timeout, FileNotFoundError):
+                # Another daemon's recovery came between and took the empty folder for a dead one's.
+                _remove_if_empty(self.folder)
+            except OSError as error:
+                raise SpoolUnavailable(f"cannot make {self.folder} with a lease: {error.strerror}") from error
+        raise SpoolUnavailable(f"other daemons tidied {home.work} while this one started: start again")
 
     @property
     def is_lost(self) -> bool:
         """Whether another daemon took us for dead: what we held is its own now, or soon will be."""
-        return self._lease.compromise is not None or not self.folder.is_dir()
+        lost = self._lease.compromise
+        self._must_renew |= lost is not None and lost.reason == "refresh-failed"
+        if not self._must_renew or not self.folder.is_dir():
+            return lost is not None or not self.folder.is_dir()
+        # The disk let nobody refresh it for long, which says nothing of another daemon: take it anew.
+        with suppress(Timeout, OSError):  # not yet: asked again at the next look
+            self._lease.release()
+            self._lease.acquire(timeout=0)
+            self._must_renew = False
+        return False
 
     def release(self) -> None:
         """End the instance in order; what it still holds is adopted by the next start, and is no crash."""
         with suppress(OSError):  # a full disk must not keep the lease from being given back
             os.close(os.open(self.folder / CLEAN_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        self._lease.release()
+        with suppress(OSError):  # the end of this process ends it as well
+            self._lease.release()
         _remove_if_empty(self.folder)
 
 
@@ -62,6 +77,7 @@ class Others:
         self._heartbeat_s = heartbeat_s
         self._expire_s = expire_s
         self._watched: dict[str, SoftFileLease] = {}
+        self._blank: dict[str, tuple[int, int]] = {}
 
     def dead(self) -> Iterator[Path]:
         """Folders of instances whose owner is gone; the lease is held by us while the caller adopts."""
@@ -69,6 +85,7 @@ class Others:
             names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
         for gone in self._watched.keys() - set(names):
             del self._watched[gone]
+            self._blank.pop(gone, None)
         for name in names:
             folder = self._home.work / name
             if folder == self._own or name.startswith("."):
@@ -80,12 +97,22 @@ class Others:
             try:
                 lease.acquire(timeout=0)
             except (Timeout, LeaseSettingsMismatch, OSError):
+                self._unlink_blank(folder)
                 continue  # alive; or finished and removed meanwhile; or the disk is full: asked again later
             try:
                 yield folder
             finally:
                 lease.release()
                 _remove_if_empty(folder)
+
+    def _unlink_blank(self, folder: Path) -> None:
+        """Unlink a lease that a power loss emptied, at the second look: filelock never breaks such a one."""
+        with suppress(OSError):
+            facts = os.lstat(folder / LEASE_FILE)
+            seen = (facts.st_ino, facts.st_ctime_ns)
+            if facts.st_size == 0 and self._blank.get(folder.name) == seen:
+                os.unlink(folder / LEASE_FILE)
+            self._blank[folder.name] = seen
 
     def _watch(self, folder: Path) -> SoftFileLease:
         """A contender for a lease, with the duration that its owner published, whatever ours is today."""

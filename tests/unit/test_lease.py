@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from spool import create, layout, lease
+import pytest
+from filelock import SoftFileLease
+
+from spool import create, files, layout, lease
 from tests.daemons import REPOSITORY
 
 
@@ -83,4 +86,28 @@ def test_liveness_is_a_hint_that_ages(tmp_path: Path) -> None:
     refreshed = (own.folder / "lease").stat().st_mtime
     assert lease.any_live(home, refreshed + 10)
     assert not lease.any_live(home, refreshed + 100)
+    own.release()
+
+
+def test_a_start_whose_empty_folder_was_tidied_away_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another daemon's recovery may come between the folder and its lease; that once ended the start."""
+    home = _home(tmp_path)
+    made: list[Path] = []
+    plain = files.make_folder
+
+    tidiers: list[SoftFileLease] = []
+
+    def make_and_be_tidied(folder: Path, mode: int = 0o700) -> None:
+        plain(folder, mode)
+        made.append(folder)
+        if len(made) == 1:
+            tidiers.append(SoftFileLease(folder / "lease", lease_duration=60, thread_local=False))
+            tidiers[0].acquire(timeout=0)
+
+    monkeypatch.setattr(files, "make_folder", make_and_be_tidied)
+    own = lease.Lease(home, heartbeat_s=5, expire_s=60)
+    assert own.folder == made[1]
+    tidiers[0].release()
     own.release()
