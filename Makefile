@@ -62,6 +62,16 @@ check: $(READY) ## Format, lint, types and unit tests
 test-all: check ## Like test, with the slow tests as well
 	$(BIN)/pytest -m "" tests
 
+# Of `make faults`: minutes, the first seed (random if empty) and where the table goes for machines.
+MINUTES ?= 60
+SEED ?=
+FAULTS_JSON ?= build/faults.json
+
+.PHONY: faults
+faults: $(READY) ## Kill and crowd daemons for MINUTES=60; prints a table of what was lost, if anything
+	@mkdir -p $(dir $(FAULTS_JSON))
+	$(BIN)/python -m tests.faults.rounds --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) --json $(FAULTS_JSON)
+
 .PHONY: format
 format: $(READY) ## Let ruff put the code into shape
 	$(BIN)/ruff format .
