@@ -48,8 +48,8 @@ demo: $(READY) ## Run a real batch from start to end and show what happens
 	@$(BIN)/python examples/demo.py
 
 .PHONY: test
-test: check ## Everything before a push: check, then integration and acceptance tests
-	$(BIN)/pytest tests/integration tests/acceptance
+test: check ## Everything before a push: check, then integration, acceptance and fault tests
+	$(BIN)/pytest tests/integration tests/acceptance tests/faults
 
 .PHONY: check
 check: $(READY) ## Format, lint, types and unit tests

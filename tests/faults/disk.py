@@ -1,0 +1,108 @@
+"""The long run of the disk's faults: `python -m tests.faults.disk --full`; exits with 1 if any went wrong.
+
+--full            every N of every call, and many rounds of the rest (about an hour on 2 cores)
+--only PART       of calls, space, clock, power, control
+--rounds N        of each fault of space, clock and power
+--seed N          replays a run; printed at the start
+--folder DIR      where the spools stand (default: a temporary folder)
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.faults import disk_calls, disk_clock, disk_rounds, disk_space, power
+from tests.faults.disk_rounds import Nursery, Table
+
+# Of a run without --full.
+SAMPLE_ROUNDS = 30
+
+
+def calls(nursery: Nursery, folder: Path, table: Table, rounds: int, seed: int, *, full: bool) -> None:
+    """System calls that fail or kill: all of them, or a sample."""
+    if problem := disk_calls.why_not():
+        print(f"left out, calls: {problem}")
+    elif full:
+        for call, error, count, adopts in disk_calls.sweeps(full=True):
+            last = disk_calls.sweep(nursery, folder, table, call, error, count, adopts=adopts)
+            print(f"{error} at {call}, {count} in a row, adopting: {adopts}: N = 1 to {last}", flush=True)
+        for call, error in (("fsync", "EIO"), ("open", "ENOSPC"), ("write", "ENOSPC"), ("fsync", "KILL")):
+            disk_calls.sweep(nursery, folder, table, call, error, 1, place="start")
+    else:
+        for fault, adopts in disk_calls.sample(seed, rounds):
+            outcome = disk_calls.run_round(nursery, folder, fault, adopts=adopts)
+            table.add(fault.name + (", adopting" if adopts else ""), f"N={fault.first}", outcome)
+
+
+def space(nursery: Nursery, folder: Path, table: Table, rounds: int, seed: int, *, full: bool) -> None:
+    """Full, read-only and missing filesystems; no descriptors."""
+    if problem := disk_space.why_not():
+        print(f"left out, space: {problem}")
+        return
+    for fault in disk_space.FAULTS:
+        disk_space.run_rounds(nursery, folder, fault, rounds, seed, table)
+
+
+def clock(nursery: Nursery, folder: Path, table: Table, rounds: int, seed: int, *, full: bool) -> None:
+    """Wall clocks that jump."""
+    disk_clock.run_rounds(nursery, folder, rounds, table)
+
+
+def power_loss(nursery: Nursery, folder: Path, table: Table, rounds: int, seed: int, *, full: bool) -> None:
+    """Power losses on real filesystems."""
+    for kind in power.KINDS:
+        if problem := power.why_not(kind):
+            print(f"left out, power loss on {kind}: {problem}")
+        else:
+            power.run_rounds(nursery, folder, kind, rounds, seed, table)
+
+
+def control(nursery: Nursery, folder: Path, table: Table, rounds: int, seed: int, *, full: bool) -> None:
+    """The same without fsync: it has to lose."""
+    for kind in power.KINDS:
+        if not power.why_not(kind):
+            own = Table()
+            power.run_rounds(nursery, folder, kind, min(rounds, 10), seed, own, has_fsync=False)
+            print(f"the control, which has to lose:\n{own}", flush=True)
+            if not own.failures:
+                table.failures.append(f"the control on {kind} lost nothing: these rounds prove nothing")
+
+
+PARTS: dict[str, Callable[..., None]] = {
+    "calls": calls,
+    "space": space,
+    "clock": clock,
+    "power": power_loss,
+    "control": control,
+}
+
+
+def main() -> int:
+    """Run what was asked for; the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--only", choices=PARTS, action="append")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--folder", type=Path)
+    arguments = parser.parse_args()
+    rounds = arguments.rounds or (100 if arguments.full else SAMPLE_ROUNDS)
+    print(f"seed {arguments.seed}", flush=True)
+    table = Table()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder, disk_rounds.open_nursery() as nursery:
+        for name in arguments.only or PARTS:
+            PARTS[name](nursery, Path(folder) / name, table, rounds, arguments.seed, full=arguments.full)
+            print(f"after {name}:\n{table}", flush=True)
+    print("\n".join(table.failures))
+    return bool(table.failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
