@@ -3,12 +3,15 @@
 One table names each watched field of `body` and its check; a field that is not in it is the engine's to
 judge. Null counts as absent. Never raises, and walks without recursion, since JSON nests up to 1,024 deep.
 
-Why each stands here: templates and embedded tensors run or load what the user sends, media URLs make the
-engine fetch or read for him (CVE-2026-34753), and n, logprobs, lists of prompts and grammars multiply the
-work of one line (CVE-2026-34756, CVE-2026-73559). Numbers must be JSON integers, because vLLM also takes
-"1000000" and 1e6 for one; a negative number of logprobs means the whole vocabulary to it, so it is too many.
+Why each stands here: templates and embedded tensors run or load what the user sends (CVE-2025-62164), media
+URLs make the engine fetch or read for him (CVE-2026-34753), transfer parameters name hosts that it connects
+to, server-side tools send what he writes to the operator's servers, and n, logprobs, lists of prompts and
+grammars multiply the work of one line (CVE-2026-34756, CVE-2026-73559). Numbers must be JSON integers,
+because vLLM also takes "1000000" and 1e6 for one; a negative number of logprobs means the whole vocabulary to
+it, so it is too many. tests/unit/test_guarded_fields.py reads vLLM's own request models: a field that nobody
+has judged fails it.
 Limits: hosts are compared as they are written; a redirect or a name that resolves inwards is the engine's
-and the network's business.
+and the network's business. A small regular expression or grammar can still be a costly one.
 """
 
 from __future__ import annotations
@@ -26,7 +29,20 @@ SHOWN_CHARS = 80
 
 # Keys of content parts that name media, as a string or as {"url": ...}.
 _MEDIA_KEYS = frozenset({"image_url", "input_image", "audio_url", "input_audio", "video_url", "file_url"})
-_PART_KEYS = _MEDIA_KEYS | {"type", "prompt_embeds"}
+# Keys, and types, of content parts that bring tensors or objects of the engine's own.
+_TENSOR_KEYS = frozenset({"prompt_embeds", "image_embeds", "audio_embeds", "video_embeds", "image_pil"})
+_PART_KEYS = _MEDIA_KEYS | _TENSOR_KEYS | {"type"}
+
+# Of chat_template_kwargs: parameters of the tokenizer's apply_chat_template, no variables of a template.
+_TOKENIZER_KEYS = (
+    *("chat_template", "tokenize", "conversation", "padding", "truncation", "max_length", "return_tensors"),
+    *("return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+)
+_TRANSFER_KEYS = ("kv_transfer_params", "ec_transfer_params")
+# Tools that a server runs, not the reader of the answer; some with headers or an address of the request's.
+_SERVER_TOOLS = ("mcp", "web_search", "code_interpreter", "container", "file_search", "image_generation")
+# One tool has at most limits.max_grammar_bytes; tool_choice "required" makes one grammar of all of them.
+_MOST_GRAMMARS = 16
 
 
 class Problem(NamedTuple):
@@ -87,18 +103,29 @@ def _check_stream(field: str, value: object, guard: Guard) -> Problem | None:
 
 
 def _refuse(field: str, value: object, guard: Guard) -> Problem | None:
-    return Problem("unsupported_parameter", f"body.{field} is not supported in a batch.", f"body.{field}")
+    return _refuse_param(f"body.{field}")
+
+
+def _refuse_param(param: str) -> Problem:
+    return Problem("unsupported_parameter", f"{param} is not supported in a batch.", param)
 
 
 def _check_template_kwargs(field: str, value: object, guard: Guard) -> Problem | None:
+    return _check_keys(field, value, _TOKENIZER_KEYS)
+
+
+def _check_xargs(field: str, value: object, guard: Guard) -> Problem | None:
+    return _check_keys(field, value, _TRANSFER_KEYS)  # vLLM takes them from here as well
+
+
+def _check_keys(field: str, value: object, refused: tuple[str, ...]) -> Problem | None:
     if not isinstance(value, dict):
         return Problem(
             "invalid_request", f"body.{field} is {shown(value)}; it must be an object.", f"body.{field}"
         )
-    for key in ("chat_template", "tokenize"):
+    for key in refused:
         if key in value:
-            param = f"body.{field}.{key}"
-            return Problem("unsupported_parameter", f"{param} is not supported in a batch.", param)
+            return _refuse_param(f"body.{field}.{key}")
     return None
 
 
@@ -110,6 +137,15 @@ def _check_logprobs(field: str, value: object, guard: Guard) -> Problem | None:
     if isinstance(value, bool):  # what chat requests say: whether, while top_logprobs says how many
         return None
     return _check_integer(field, value, guard.limits.max_logprobs, "limits.max_logprobs")
+
+
+def _check_token_ids(field: str, value: object, guard: Guard) -> Problem | None:
+    """Tokens whose logprobs are wanted at each position: as many values as that many logprobs."""
+    most = guard.limits.max_logprobs
+    if not isinstance(value, list) or not 0 < most < len(value):
+        return None
+    message = f"body.{field} names {len(value)} tokens; at most {most} may be here (limits.max_logprobs)."
+    return Problem("invalid_request", message, f"body.{field}")
 
 
 def _check_integer(field: str, value: object, most: int, setting: str) -> Problem | None:
@@ -136,11 +172,28 @@ def _check_grammar(field: str, value: object, guard: Guard) -> Problem | None:
 
 
 def _check_tools(field: str, value: object, guard: Guard) -> Problem | None:
-    # Each by itself: a request may offer many tools, but one schema becomes one grammar.
-    for number, tool in enumerate(value if isinstance(value, list) else ()):
-        if problem := _check_size(f"body.{field}[{number}]", tool, guard):
+    tools = value if isinstance(value, list) else ()
+    for number, tool in enumerate(tools):
+        param = f"body.{field}[{number}]"
+        if isinstance(tool, dict) and _is_server_tool(tool):
+            message = f"{param} is a tool that a server runs, which is not supported in a batch."
+            return Problem("unsupported_parameter", message, param)
+        if problem := _check_size(param, tool, guard):
             return problem
+    most = _MOST_GRAMMARS * guard.limits.max_grammar_bytes
+    # Only many tools can be too much together: each is small enough by now.
+    if most and len(tools) > _MOST_GRAMMARS and (size := len(orjson.dumps(value))) > most:
+        message = (
+            f"body.{field} has {size} bytes; at most {_MOST_GRAMMARS} times"
+            f" {guard.limits.max_grammar_bytes:d} are allowed here (limits.max_grammar_bytes)."
+        )
+        return Problem("invalid_request", message, f"body.{field}")
     return None
+
+
+def _is_server_tool(tool: dict[str, Any]) -> bool:
+    kind = tool.get("type")
+    return tool.get("server_url") is not None or (type(kind) is str and kind.startswith(_SERVER_TOOLS))
 
 
 def _check_size(param: str, value: object, guard: Guard) -> Problem | None:
@@ -162,8 +215,8 @@ def _check_content(field: str, value: object, guard: Guard) -> Problem | None:
         return None
     param = f"body.{field}"
     for part in _parts(value):
-        if part.get("prompt_embeds") is not None or part.get("type") == "prompt_embeds":
-            message = f"{param} holds prompt_embeds, which are not supported in a batch."
+        if name := _find_tensor(part):
+            message = f"{param} holds {name}, which are not supported in a batch."
             return Problem("unsupported_parameter", message, param)
         for key in _MEDIA_KEYS.intersection(part):
             media = part[key]
@@ -171,6 +224,14 @@ def _check_content(field: str, value: object, guard: Guard) -> Problem | None:
             if url is not None and not _is_allowed(url, guard.allowed_media_domains):
                 return Problem("unsupported_parameter", _media_message(key, url, guard), param)
     return None
+
+
+def _find_tensor(part: dict[str, Any]) -> str | None:
+    for name in _TENSOR_KEYS.intersection(part):
+        if part[name] is not None:
+            return name
+    kind = part.get("type")
+    return kind if type(kind) is str and kind in _TENSOR_KEYS else None
 
 
 def _is_plain(item: object) -> bool:
@@ -221,14 +282,17 @@ def _media_message(key: str, url: object, guard: Guard) -> str:
 _CHECKS: dict[str, _Check] = {
     "stream": _check_stream,
     **dict.fromkeys(("chat_template", "prompt_embeds", "media_io_kwargs", "mm_processor_kwargs"), _refuse),
+    **dict.fromkeys((*_TRANSFER_KEYS, "logits_processors"), _refuse),
+    "vllm_xargs": _check_xargs,
     "chat_template_kwargs": _check_template_kwargs,
     **dict.fromkeys(("n", "best_of"), _check_count),
     **dict.fromkeys(("logprobs", "top_logprobs", "prompt_logprobs"), _check_logprobs),
+    "logprob_token_ids": _check_token_ids,
     **dict.fromkeys(("response_format", "structured_outputs", "structural_tag", "text"), _check_grammar),
     **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), _check_grammar),
     **dict.fromkeys(("tools", "functions"), _check_tools),
     "prompt": _check_prompts,
-    **dict.fromkeys(("messages", "input"), _check_content),
+    **dict.fromkeys(("messages", "input", "previous_input_messages"), _check_content),
     # What scoring and reranking call their content, and what an engine may take for it elsewhere.
     **dict.fromkeys(("text_1", "text_2", "data_1", "data_2"), _check_content),
     **dict.fromkeys(("queries", "items", "query", "documents"), _check_content),

@@ -7,7 +7,8 @@ Under `fail` the first line with a usable endpoint or model decides it for the o
 the first line that is otherwise valid does. A refused line's custom_id counts as used.
 Memory: a chunk, one line and its parsed form, one shard, and 12 to 17 bytes for each custom_id (of a source
 that cannot seek, such as a pipe, the ids themselves).
-Limits: the parsed form of a line can take 25 times its bytes (16 MiB of `[],` took 500 MiB).
+A line that would take far more memory than its bytes once it is parsed (16 MiB of `[],` took 500 MiB) is
+refused before: see validate_size.py.
 A bad file never raises: only stopping, a batch's folder that is gone and failing disks do.
 """
 
@@ -30,6 +31,7 @@ from pipeline.validate_copy import SHARD_LINES as SHARD_LINES
 from pipeline.validate_copy import Copy
 from pipeline.validate_ids import CustomIds, HeldIds
 from pipeline.validate_lines import LineReader
+from pipeline.validate_size import COUNTED_BYTES, find_excess
 from spool.record import LineError
 
 
@@ -198,6 +200,8 @@ class _Validation:
             most = self._rules.limits.max_line_bytes
             message = f"The line is longer than {most:d} bytes (limits.max_line_bytes)."
             return Problem("line_too_long", message), None
+        if len(line) > COUNTED_BYTES and (too_many := find_excess(line)):
+            return Problem("invalid_request", too_many), None
         try:
             request: Any = orjson.loads(line)
         except orjson.JSONDecodeError as error:
@@ -255,6 +259,12 @@ class _Validation:
         if reader.is_too_large:
             message = f"The file is larger than {limits.max_bytes:d} bytes (limits.max_bytes)."
             errors.append(LineError(code="file_too_large", message=message))
+        if reader.has_grown:
+            message = "The file grew while it was read: drop it again when it is complete."
+            errors.append(LineError(code="input_modified", message=message))
+        if reader.is_endless:
+            message = f"A line has more than {reader.endless_bytes} bytes; what follows was not read."
+            errors.append(LineError(code="line_too_long", message=message))
         if limits.max_requests and self._requests > limits.max_requests:
             message = (
                 f"The file has {self._requests} requests; at most {limits.max_requests} are allowed here"

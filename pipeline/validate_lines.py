@@ -3,16 +3,22 @@ r"""Reads a drop as physical lines in bounded memory, hashing its bytes on the w
 A line ends with b"\n" and nothing else: a lone CR, U+2028 and their like are content. A BOM at the start is
 dropped, and so are blanks, tabs and CR around a line. A line over the limit is skipped without being held.
 What is not text at all (compressed, UTF-16) is named once, instead of as thousands of bad lines.
+Reading always ends: where a regular file goes on growing, and in a line that is endless (a sparse file can
+claim exabytes).
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 # Small enough that stopping is polled often, large enough that reading costs little per line.
 CHUNK_BYTES = 256 << 10
+# Nobody writes a line of this length; limits.max_line_bytes may be larger still.
+ENDLESS_BYTES = 1 << 30
 _AROUND = b" \t\r"
 _BOM = b"\xef\xbb\xbf"
 _UTF_16 = "UTF-16; save it as UTF-8"
@@ -36,6 +42,9 @@ class LineReader:
     Attributes:
         size_bytes: bytes read so far.
         is_too_large: whether reading stopped because there are more than `max_bytes`.
+        has_grown: whether reading stopped because a regular file holds more than it did at first.
+        endless_bytes: a line that is longer ends the reading, not only itself.
+        is_endless: whether there was one.
         foreign: what the source looks like if it is no text, such as "gzip; uncompress it first"; else "".
     """
 
@@ -52,9 +61,13 @@ class LineReader:
         """
         self.size_bytes = 0
         self.is_too_large = False
+        self.has_grown = False
+        self.endless_bytes = max(max_line_bytes, ENDLESS_BYTES)
+        self.is_endless = False
         self.foreign = ""
         self._source = source
         self._start = source.tell() if source.seekable() else 0
+        self._expected_bytes = _size_of(source, self._start)
         self._max_line_bytes = max_line_bytes
         self._max_bytes = max_bytes
         self._before_read = before_read
@@ -77,6 +90,9 @@ class LineReader:
             head, end, tail = chunk.partition(b"\n")
             self._hold(head)
             if not end:
+                if self._held_bytes > self.endless_bytes:
+                    self.is_endless = True
+                    break
                 continue
             size = self._held_bytes
             yield number, offset, self._take()
@@ -120,6 +136,9 @@ class LineReader:
         if self._max_bytes and self.size_bytes > self._max_bytes:
             self.is_too_large = True
             return b""
+        if self._expected_bytes is not None and self.size_bytes > self._expected_bytes:
+            self.has_grown = True
+            return b""
         chunk = self._source.read(CHUNK_BYTES)
         self.size_bytes += len(chunk)
         self._hash.update(chunk)
@@ -139,3 +158,12 @@ class LineReader:
         self._held.clear()
         self._held_bytes = 0
         return line
+
+
+def _size_of(source: BinaryIO, start: int) -> int | None:
+    """Bytes of a regular file from where it stands; None of anything else, such as a pipe."""
+    try:
+        facts = os.fstat(source.fileno())
+    except OSError:  # io.UnsupportedOperation is one
+        return None
+    return max(0, facts.st_size - start) if stat.S_ISREG(facts.st_mode) else None
