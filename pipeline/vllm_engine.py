@@ -511,7 +511,12 @@ def _invalid(error: Exception) -> Answer:
     from vllm.entrypoints.serve.exception_handling.handlers.validation import clean_loc_for_param
 
     if not isinstance(error, ValidationError):
-        return _failed(error)
+        answer = _failed(error)
+        if answer.status_code < 500:
+            return answer
+        # vLLM's validators stumble over some bodies, such as `structured_outputs: []`; the body is to blame.
+        reason = f"the request cannot be read: {type(error).__name__}: {error}"[:_MAX_MESSAGE_CHARS]
+        return _error(400, reason, "BadRequestError", None, 400)
     found: dict[str, str] = {}
     param = None
     for problem in error.errors(include_url=False, include_input=False):
