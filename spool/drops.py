@@ -132,11 +132,13 @@ def key_of(drop: Path) -> Key | None:
 
 
 class Settling:
-    """Remembers since when each waiting drop has stood still. Bounded by what stands in the inbox."""
+    """Remembers when each waiting drop will have stood still. Bounded by what stands in the inbox."""
 
     def __init__(self, settle_s: float) -> None:
         self._settle_s = settle_s
-        self._since: dict[Path, tuple[Key, float]] = {}
+        # The instant itself, not a start to which settle_s is added again: sums of floats need not agree, and
+        # a drop that was one rounding short of ready once waited for the next rescan.
+        self._ready_at: dict[Path, tuple[Key, float]] = {}
 
     def observe(self, found: Scan, moved: Set[str], monotonic: float) -> list[Candidate]:
         """The drops that have stood still, oldest first.
@@ -147,26 +149,26 @@ class Settling:
             monotonic: seconds of the monotonic clock.
         """
         ready: list[tuple[float, str, Candidate]] = []
-        seen: dict[Path, tuple[Key, float]] = {} if found.is_complete else dict(self._since)
+        seen: dict[Path, tuple[Key, float]] = {} if found.is_complete else dict(self._ready_at)
         for candidate in found.candidates:
-            key, since = self._since.get(candidate.relative, (None, monotonic))
+            key, ready_at = self._ready_at.get(candidate.relative, (None, 0.0))
             if key != candidate.key:
-                since = monotonic
+                ready_at = monotonic + self._settle_s
             if str(candidate.relative) in moved:
-                since = min(since, monotonic - self._settle_s)
-            seen[candidate.relative] = (candidate.key, since)
-            if monotonic - since >= self._settle_s:
-                ready.append((since, str(candidate.relative), candidate))
-        self._since = seen
+                ready_at = min(ready_at, monotonic)
+            seen[candidate.relative] = (candidate.key, ready_at)
+            if monotonic >= ready_at:
+                ready.append((ready_at, str(candidate.relative), candidate))
+        self._ready_at = seen
         return [candidate for _, _, candidate in sorted(ready)]
 
     def forget(self, relative: Path) -> None:
         """Drop what is known of a file that was claimed; the next one of its name starts anew."""
-        self._since.pop(relative, None)
+        self._ready_at.pop(relative, None)
 
     def next_in_s(self, monotonic: float) -> float | None:
         """Seconds until the next drop will have stood still long enough; None if none is waiting for that."""
-        waits = [since + self._settle_s - monotonic for _, since in self._since.values()]
+        waits = [ready_at - monotonic for _, ready_at in self._ready_at.values()]
         return min((wait for wait in waits if wait > 0), default=None)
 
 

@@ -105,3 +105,19 @@ def test_a_name_too_long_for_a_sidecar_hides_nothing(tmp_path: Path) -> None:
     (tmp_path / ("x" * 249 + ".jsonl")).touch()
     (tmp_path / "a.jsonl").touch()
     assert len(drops.scan(tmp_path).candidates) == 2
+
+
+def test_a_renamed_drop_is_complete_at_once_at_any_time_of_the_clock(tmp_path: Path) -> None:
+    """Whatever the clock says: 0.3 s taken off and added again once came out one rounding short."""
+    (tmp_path / "a.jsonl").write_text("x")
+    found = drops.scan(tmp_path)
+    for step in range(2000):
+        monotonic = 10_000.0 + step * 0.0137
+        assert drops.Settling(0.3).observe(found, {"a.jsonl"}, monotonic), monotonic
+        waiting = drops.Settling(0.3)
+        assert not waiting.observe(found, set(), monotonic)
+        wait_s = waiting.next_in_s(monotonic)
+        assert wait_s is not None
+        assert waiting.observe(found, set(), monotonic + wait_s) or waiting.next_in_s(monotonic + wait_s), (
+            monotonic
+        )
