@@ -27,7 +27,11 @@ MODEL: dict[str, Any] = {
 
 
 # The same weights, whose hidden states serve as embeddings: what matters is the path.
-EMBEDDER = {**MODEL, "name": "embedder", "engine_args": {**MODEL["engine_args"], "runner": "pooling"}}
+EMBEDDER = {
+    **MODEL,
+    "name": "embedder",
+    "engine_args": {**MODEL["engine_args"], "runner": "pooling", "convert": "embed"},
+}
 
 
 @pytest.fixture(scope="module")
