@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from config import settings
-from pipeline import errors, slices
+from pipeline import errors, gate, slices
 from pipeline.fleet import Fleet
 from spool import control
 
@@ -63,11 +63,11 @@ def run(
     Raises:
         RunError: not all could be tried; what is finished is kept, and another run may go on.
     """
-    from pipeline import calls, data, replica
+    from pipeline import calls, data
 
     chosen = configured.model_named(model)
-    route = calls.Route(fleet.handles(model), replica.slots(chosen), configured.engine.max_attempts)
-    depth = DEPTH * replica.max_num_seqs(chosen) * len(route.replicas)
+    route = calls.Route(fleet.handles(model), gate.slots(chosen), configured.engine.max_attempts)
+    depth = DEPTH * gate.max_num_seqs(chosen) * len(route.replicas)
     try:
         bundles = list(slices.bundled(_pending(works)))
         if bundles:
