@@ -23,7 +23,8 @@ from openai.types import Batch
 Found = TypeVar("Found")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-READY_LIMIT_S = 180.0
+# Two vLLM engines start in 50 s on two idle cores, and took over 180 s beside other work (2026-11-24).
+READY_LIMIT_S = 400.0
 LIMIT_S = 60.0
 TERMINAL = ("completed", "failed", "expired", "cancelled")
 
