@@ -116,9 +116,13 @@ class Daemon:
             self._check_alive()
             return int(found[-1]) if found else None
 
-        self.port = until(port, what="the metrics port")
-        if wait_ready:
-            until(self._is_ready, READY_LIMIT_S, "readiness")
+        try:
+            self.port = until(port, what="the metrics port")
+            if wait_ready:
+                until(self._is_ready, READY_LIMIT_S, "readiness")
+        except BaseException:  # no test knows of it yet that would end it
+            self.stop(signal.SIGKILL)
+            raise
         return self
 
     def _is_ready(self) -> bool:
