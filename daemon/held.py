@@ -70,6 +70,7 @@ class Held:
         is_disk_to_blame: whether its last run ended with an I/O error, which says nothing of its requests.
         failures: runs in a row that brought nothing, or tries in a row to validate.
         done_at_begin: results when its run began.
+        attempts_at_begin: digest of its attempts then.
         stopped_at: monotonic seconds at which that run was told to stop working on it.
         tallies: what its parts held when they were last counted, by shard.
         retry_at: monotonic seconds before which nothing is tried, after an I/O error.
@@ -90,6 +91,7 @@ class Held:
     is_disk_to_blame: bool = False
     failures: int = 0
     done_at_begin: int = 0
+    attempts_at_begin: str = ""
     stopped_at: float = 0.0
     retry_at: float = 0.0
     shown_at: float = 0.0

@@ -21,7 +21,7 @@ from daemon.runs import Runs
 from daemon.workers import Workers
 from pipeline import validate
 from scheduler.job import Job
-from spool import claim, control, create, layout, recover
+from spool import attempts, claim, control, create, layout, recover
 from spool.batch import Batch
 from spool.errors import BatchGone, SpoolUnavailable
 from spool.record import Final, LineError, Phase, Status
@@ -29,7 +29,8 @@ from spool.record import Final, LineError, Phase, Status
 # After an I/O error, seconds; validation, which may write much, doubles it each time up to MAX_RETRY_S.
 RETRY_S = 2.0
 MAX_RETRY_S = 60.0
-# Runs in a row that brought nothing, after which the open lines fail; each waits longer than the one before.
+# Runs in a row that brought neither an answer nor a new attempt, after which the open lines fail; each waits
+# longer than the one before.
 MAX_FAILURES = 5
 # A batch that is to end leaves a run that it shares after this long, without waiting for the others.
 LEAVE_SHARED_S = 5.0
@@ -281,7 +282,9 @@ class Lifecycle:
 
     def _after_failure(self, held: Held, now: float, monotonic: float) -> None:
         why = held.run_error or "its run ended early"
-        failures = 0 if held.done > held.done_at_begin else held.failures + (not held.is_disk_to_blame)
+        is_news = held.done > held.done_at_begin
+        is_news |= attempts.digest(held.batch.folder) != held.attempts_at_begin
+        failures = 0 if is_news else held.failures + (not held.is_disk_to_blame)
         if failures >= MAX_FAILURES:
             self._give_up(held, f"{failures} runs in a row brought nothing; last: {why}")
             return

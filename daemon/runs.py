@@ -23,7 +23,7 @@ from scheduler.job import PoolName
 from scheduler.pools import Pools, Run
 from scheduler.queue import Queue
 from scheduler.sla import Throughput
-from spool import control
+from spool import attempts, control
 from spool.errors import BatchGone
 from spool.record import Phase, Status
 
@@ -119,6 +119,7 @@ class Runs:
         status = Status.IN_PROGRESS if record.status is Status.VALIDATING else record.status
         try:
             control.clear_stop(held.batch.folder)
+            held.attempts_at_begin = attempts.digest(held.batch.folder)
             held.batch.advance(
                 now,
                 status,
