@@ -70,11 +70,16 @@ class Lifecycle:
     def adopted(self, batch: Batch, monotonic: float) -> None:
         """Take up a batch of a daemon that is gone, where it stood."""
         record = batch.record
-        times = [event.at for event in record.history]
-        self._clock.not_before(max(times, default=0.0), monotonic)
-        held = Held(batch, Stage.CLAIMED, is_dirty=True)
+        latest = max([record.submitted_at, *(event.at for event in record.history)])
+        ahead_s = max(0.0, latest - self._clock.now(monotonic))
+        held = Held(batch, Stage.CLAIMED, is_dirty=True, ahead_s=ahead_s)
         _log.info(
-            "batch_adopted", batch=batch.id, drop=record.drop, status=record.status, crashes=record.crashes
+            "batch_adopted",
+            batch=batch.id,
+            drop=record.drop,
+            status=record.status,
+            crashes=record.crashes,
+            ahead_s=round(ahead_s, 3),
         )
         self._metrics.batch_adopted()
         self.held[batch.id] = held
@@ -102,6 +107,7 @@ class Lifecycle:
 
     def advance(self, held: Held, now: float, monotonic: float) -> None:
         """Make the next move of a batch, if there is one to make now."""
+        now = held.time(now)
         if monotonic < held.retry_at and not (held.stage is Stage.VALIDATED and self._is_over(held, now)):
             return
         try:
@@ -226,7 +232,7 @@ class Lifecycle:
             self._queue(held, monotonic, at_front=False)
 
     def _queue(self, held: Held, monotonic: float, *, at_front: bool) -> None:
-        job = Job.of(held.batch.record, held.left)
+        job = Job.of(held.batch.record, held.left, held.ahead_s)
         for _ in range(held.preemptions):
             job = job.preempted(held.left)
         if at_front:
@@ -243,7 +249,7 @@ class Lifecycle:
         """
         if held.batch.record.cancel_requested_at is not None or held.outcome:
             return
-        phase = held.batch.record.phase
+        phase, now = held.batch.record.phase, held.time(now)
         held.batch.advance(now, Status.CANCELLING, phase, "cancelled by its user", cancel_requested_at=now)
         held.is_dirty = True
         _log.info("batch_cancelling", batch=held.id)
@@ -324,7 +330,7 @@ class Lifecycle:
             work.finish,
             held.batch,
             held.outcome,
-            self._clock.now,
+            lambda: held.time(self._clock.now()),
             then=lambda done: self._finished(held, done),
         )
 

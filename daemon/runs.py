@@ -121,13 +121,13 @@ class Runs:
             control.clear_stop(held.batch.folder)
             held.attempts_at_begin = attempts.digest(held.batch.folder)
             held.batch.advance(
-                now,
+                held.time(now),
                 status,
                 Phase.RUNNING,
                 f"assigned to {assignment.pool}: {assignment.reason}",
                 pool=assignment.pool,
                 runs=record.runs + 1,
-                in_progress_at=record.in_progress_at or now,
+                in_progress_at=record.in_progress_at or held.time(now),
             )
         except (OSError, BatchGone) as error:
             held.stage, held.retry_at = Stage.VALIDATED, monotonic + RETRY_S  # is queued again then
