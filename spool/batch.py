@@ -130,7 +130,8 @@ class Batch:
         fresh = self.folder / layout.STATUS_FILE
         self._write(fresh, status.render(self.record, self.instance, progress, final))
         try:
-            files.rename_durable(fresh, self.outbox / layout.STATUS_FILE, "status")
+            step: Step = "publish.status" if final else "status"
+            files.rename_durable(fresh, self.outbox / layout.STATUS_FILE, step)
         except FileNotFoundError as error:
             if not self.folder.is_dir():
                 raise BatchGone(f"{self.id} was adopted by another daemon") from error

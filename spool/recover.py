@@ -109,6 +109,8 @@ def _settle(batch: Batch, was_clean: bool, report: Callable[[str, str], None]) -
         if was_clean or batch.final or not (was_validated or record.phase in (Phase.RUNNING, Phase.MERGING)):
             return
         done = len(parts.list_parts(batch.folder)) if record.plan else 0
-        batch.save(crashes=1 if done > record.parts else record.crashes + 1, parts=done)
+        noted = attempts.digest(batch.folder)
+        is_news = done > record.parts or noted != record.attempts
+        batch.save(crashes=1 if is_news else record.crashes + 1, parts=done, attempts=noted)
     except (OSError, BatchGone) as error:
         report("adoption_incomplete", f"{batch.id}: {error}")

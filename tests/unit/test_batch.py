@@ -11,8 +11,8 @@ import orjson
 import pytest
 from openai.types import Batch as OpenAIBatch
 
+from spool import attempts, claim, control, layout, parts, publish, recover, status
 from spool import batch as batches
-from spool import claim, control, layout, parts, publish, recover, status
 from spool.batch import Batch
 from spool.errors import BatchGone, ResultsLost
 from spool.record import FileFacts, Final, Phase, Record, Status
@@ -181,6 +181,23 @@ def test_crashes_start_anew_when_a_part_was_added(tmp_path: Path) -> None:
     parts.write(batch.folder, 0, 1, [parts.Result(0, True, parts.Usage(), b"{}")])
     (adopted,), _ = _adopt(home, instance)
     assert (adopted.record.crashes, adopted.record.parts) == (1, 1)
+
+
+def test_narrowing_down_a_poison_is_progress_though_it_brings_no_part(tmp_path: Path) -> None:
+    """A daemon that was killed again and again in the course of it once gave all open lines up."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.planned(spools.claimed(home, instance))
+    batch.save(phase=Phase.RUNNING)
+    for suspect in [(40, 0), (5, 0), (1, 0), (1, 1), (1, 2), (1, 3)]:
+        attempts.write(batch.folder, 0, {1: attempts.Suspect(*suspect)})
+        (batch,), _ = _adopt(home, batch.folder.parent)
+        assert batch.record.crashes == 1
+    for crashes in range(2, recover.MAX_CRASHES + 1):
+        (batch,), _ = _adopt(home, batch.folder.parent)
+        assert batch.record.crashes == crashes
+    attempts.write(batch.folder, 7, {900: attempts.Suspect(40, 0)})
+    (batch,), _ = _adopt(home, batch.folder.parent)
+    assert batch.record.crashes == 1
 
 
 def test_a_claim_cut_off_before_its_rename_leaves_the_drop_in_the_inbox(tmp_path: Path) -> None:
