@@ -13,6 +13,7 @@ Steps, each durable before the next; a crash between two leaves what recover.py 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -57,6 +58,7 @@ def claim(
         daemon, or withdrawn by its user).
 
     Raises:
+        PermissionError: this user may not move it.
         OSError: it could not be claimed; the drop stands where it stood, or the next recovery finishes the
             claim.
     """
@@ -109,6 +111,7 @@ def _new_record(relative: Path, beside: int, now: float, defaults: Defaults) -> 
         return None
     if not stat.S_ISREG(facts.st_mode):
         return None
+    _must_be_movable(facts, beside)
     wishes, inode, problem = Sidecar(), None, None
     name = Path(layout.sidecar_of(relative).name)
     try:
@@ -135,6 +138,21 @@ def _new_record(relative: Path, beside: int, now: float, defaults: Defaults) -> 
             Event(at=now, status=Status.VALIDATING, phase=Phase.VALIDATING, reason="claimed from the inbox"),
         ),
     )
+
+
+def _must_be_movable(facts: os.stat_result, beside: int) -> None:
+    """Find out before a folder and a record are made that the rename will be refused.
+
+    In an inbox open to all, users make folders of their own and fill them: that may cost no more than a look.
+
+    Raises:
+        PermissionError: the drop's folder is not writable for us, or sticky and not ours, nor is the drop.
+    """
+    folder = os.fstat(beside)
+    is_kept = folder.st_mode & stat.S_ISVTX and os.geteuid() not in (0, folder.st_uid, facts.st_uid)
+    if is_kept or not os.access(".", os.W_OK | os.X_OK, dir_fd=beside, effective_ids=True):
+        message = f"its folder (mode {stat.S_IMODE(folder.st_mode):04o}, owner {folder.st_uid}) keeps it"
+        raise PermissionError(errno.EACCES, message)
 
 
 def identity(facts: os.stat_result) -> FileIdentity:

@@ -6,7 +6,7 @@ one wins, and the old owner finds its paths gone. What the folder holds says wha
     no record.json, no drop.jsonl   a claim that had not begun          removed
     record.json, no drop.jsonl      a claim that was lost or cut off    removed; the drop stands in the inbox
     drop.jsonl, no plan in record   claimed, maybe not validated        the claim's last steps, validated anew
-    drop.jsonl is no regular file   swapped in at the claim             as above: validation fails it, unopened
+    drop.jsonl is no regular file   swapped in at the claim             as above: validation fails it
     a plan in the record            valid                               queued; parts that exist are done
     final.json                      committed                           rolled forward, never decided again
     a record of another version     not ours to judge                   left where it is, loudly
