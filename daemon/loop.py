@@ -250,11 +250,16 @@ class Loop:
         spool = self.parts.settings.spool
         try:
             kept = retention.list_kept(self.parts.home.archive)
-            for batch in retention.to_delete(kept, now, spool.retention_days, spool.retention_bytes):
-                retention.delete(batch)
-                _log.info("archive_deleted", batch=batch.path.name, size_bytes=batch.size_bytes)
         except OSError as error:
             _log.warning("retention_failed", error=str(error))
+            return
+        for batch in retention.to_delete(kept, now, spool.retention_days, spool.retention_bytes):
+            try:
+                retention.delete(batch)
+            except OSError as error:  # of this one only
+                _log.warning("retention_failed", batch=batch.path.name, error=str(error))
+            else:
+                _log.info("archive_deleted", batch=batch.path.name, size_bytes=batch.size_bytes)
 
     def shut_down(self) -> None:
         """Stop in order: intake, then runs, so that finished lines become durable, then what is merging.

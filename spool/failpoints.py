@@ -7,7 +7,8 @@ With `FAILPOINT=final.before` in the environment the process exits there without
 What the next start does, by the step that was cut off:
 
     claim.record      either: the drop stands in the inbox; the folder without a drop is removed
-    claim.drop        before: as above; after: claimed, the claim's last steps and validation run (again)
+    claim.drop        before: as above; after: claimed, the claim's last steps and validation run (again);
+                      a link or a folder that was swapped in and moved is a claimed drop too, and fails there
     place             before: out/ is still in the folder, a free name is tried; after: it is shown
     record            before: the state before stands, and what leads to the new one is done again
     status            either: the record is the truth, status.json is written again from it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -71,6 +72,41 @@ def test_a_sidecar_is_read_and_unlinked(tmp_path: Path) -> None:
     assert os.listdir(home.inbox) == []
     shown = _status(batch)
     assert (shown.expires_at, shown.completion_window, shown.metadata) == (4600, "1h", {"team": "a"})
+
+
+def test_a_sidecar_that_cannot_be_removed_is_told_and_holds_up_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder was closed after the claim, say: once the batch waited for that for ever."""
+    home, instance = spools.make(tmp_path)
+    (home.inbox / "jan.batch.yaml").write_text("pool: spot")
+
+    def refuse(path: object, **more: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    batch = spools.claimed(home, instance)
+    claim.finish(batch)
+    monkeypatch.undo()
+    [warning] = batch.record.warnings
+    assert "sidecar cannot be removed" in warning
+    assert _status(batch).status == "validating"
+    assert os.listdir(home.inbox) == ["jan.batch.yaml"]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "symlink"])
+def test_what_a_reader_puts_in_the_place_of_status_json_is_replaced(tmp_path: Path, kind: str) -> None:
+    """With a spool.mode that lets a group write: nothing waits for a FIFO's writer, no link is followed."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.claimed(home, instance)
+    (batch.outbox / "status.json").unlink()
+    if kind == "fifo":
+        os.mkfifo(batch.outbox / "status.json")
+    else:
+        os.symlink(tmp_path / "elsewhere", batch.outbox / "status.json")
+    batch.show()
+    assert _status(batch).status == "validating"
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_bad_sidecar_is_kept_in_the_record(tmp_path: Path) -> None:
