@@ -72,6 +72,14 @@ faults: $(READY) ## Kill and crowd daemons for MINUTES=60; prints a table of wha
 	@mkdir -p $(dir $(FAULTS_JSON))
 	$(BIN)/python -m tests.faults.rounds --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) --json $(FAULTS_JSON)
 
+# Of `make bench`: which workloads (none: all) and options, such as ARGS="--quick" or ARGS="--config FILE".
+W ?=
+ARGS ?=
+
+.PHONY: bench
+bench: $(READY) ## Compare batchd with its peers (W=steady: one workload; ARGS=--help); prints a table
+	@$(BIN)/python -m benchmarks.run $(W) $(ARGS)
+
 .PHONY: format
 format: $(READY) ## Let ruff put the code into shape
 	$(BIN)/ruff format .
