@@ -62,15 +62,16 @@ check: $(READY) ## Format, lint, types and unit tests
 test-all: check ## Like test, with the slow tests and all fault tests as well
 	$(BIN)/pytest -m "" tests
 
-# Of `make faults`: minutes, the first seed (random if empty) and where the table goes for machines.
+# Of `make faults`: minutes of its longest part, the first seed (random if empty), FULL=1 for every N-th system call.
 MINUTES ?= 60
 SEED ?=
-FAULTS_JSON ?= build/faults.json
+FULL ?=
 
 .PHONY: faults
-faults: $(READY) ## Kill and crowd daemons for MINUTES=60; prints a table of what was lost, if anything
-	@mkdir -p $(dir $(FAULTS_JSON))
-	$(BIN)/python -m tests.faults.rounds --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) --json $(FAULTS_JSON)
+faults: $(READY) ## Kill, crowd, starve and fuzz daemons for MINUTES=60 and more; prints a table of what was lost, if anything
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install -qq --disable-pip-version-check \
+	  --no-deps --only-binary :all: atheris==3.0.0 || echo "faults: no atheris for this Python, so no fuzzing"
+	$(BIN)/python -m tests.faults.campaign --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(FULL),--full)
 
 # Of `make bench`: which workloads (none: all) and options, such as ARGS="--quick" or ARGS="--config FILE".
 W ?=

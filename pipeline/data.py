@@ -1,19 +1,19 @@
 """The data path of a run in Ray Data: read shards, infer, write parts, fused by Ray Data into one task.
 
-A task carries one or a few shards, as one block with a row for each request that has no result yet. What is
-finished is durable when the task ends; a task that Ray repeats reads the parts first, so that no line is
-doubled. How requests reach an engine, and what becomes of those that kill it, is in pipeline/calls.py.
-Imported only inside functions, because it imports ray at the top.
+A task works through a list of bundles (pipeline/slices.py), each a block of one row: it is read when the one
+before was written, and its parts are durable before the next one is read. A task that Ray repeats reads the
+parts first, so that no line is doubled. How requests reach an engine, and what becomes of those that kill it,
+is in pipeline/calls.py. Imported only inside functions, because it imports ray at the top.
 
-Columns between reading and inferring (all of them not null):
+Columns of a row between reading and inferring: lists of equal length, an item for each request that has no
+result yet, all of them not null:
     batch string, shard int64, attempt int64, line int64, request large_binary (a line of input.jsonl)
 and between inferring and writing:
     batch string, shard int64, attempt int64, line int64, ok bool, input_tokens, cached_tokens,
     output_tokens, reasoning_tokens int64, text large_binary (a finished JSON line)
 The large types hold a block of more than 2 GiB, such as 128 lines of 16 MiB.
 
-Limits: a waiting task is a process of Ray's, so few tasks with many lines each are in flight, and a shard's
-part is written when the shards that share its task are finished too.
+Limits: a waiting task is a process of Ray's, so few tasks with many lines each are in flight.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasink, Datasource, ReadTask
 
 from pipeline import calls
-from pipeline.slices import MAX_TASKS, Slice
+from pipeline.slices import MAX_TASKS, Bundle
 from spool import control, parts, plan
 from spool.parts import Result, Usage
 
@@ -47,23 +47,19 @@ TASK_CPUS = 0.01
 # A slow machine starts without them.
 WARM_S = 15.0
 
-_REQUESTS = pa.schema(
-    [
-        pa.field("batch", pa.string(), nullable=False),
-        pa.field("shard", pa.int64(), nullable=False),
-        pa.field("attempt", pa.int64(), nullable=False),
-        pa.field("line", pa.int64(), nullable=False),
-        pa.field("request", pa.large_binary(), nullable=False),
-    ]
-)
-_RESULTS = pa.schema(
-    [
-        *itertools.islice(_REQUESTS, 4),
-        pa.field("ok", pa.bool_(), nullable=False),
-        *(pa.field(name, pa.int64(), nullable=False) for name in Usage._fields),
-        pa.field("text", pa.large_binary(), nullable=False),
-    ]
-)
+_REQUESTS = {
+    "batch": pa.string(),
+    "shard": pa.int64(),
+    "attempt": pa.int64(),
+    "line": pa.int64(),
+    "request": pa.large_binary(),
+}
+_RESULTS = {
+    **dict(itertools.islice(_REQUESTS.items(), 4)),
+    "ok": pa.bool_(),
+    **dict.fromkeys(Usage._fields, pa.int64()),
+    "text": pa.large_binary(),
+}
 
 
 def configure() -> None:
@@ -79,8 +75,8 @@ def configure() -> None:
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False
-    # One block for each task: a shard that was cut in two blocks would become two parts of one name.
-    context.target_max_block_size = None
+    # Each row, which is a bundle, is a block of its own and moves on at once.
+    context.target_max_block_size = 1
     # One request may take request_timeout_s, many times that of one task; 30 minutes is Ray Data's default.
     context.execution_no_progress_timeout_s = -1
     # The object store is small and so are our blocks: nothing to reserve for a single fused operator.
@@ -106,25 +102,25 @@ def warm_up(replicas: list[Any]) -> None:
 
 
 def execute(
-    groups: Sequence[Sequence[Slice]], route: calls.Route, tasks: int, resources: dict[str, float]
+    tasks: Sequence[Sequence[Bundle]], route: calls.Route, concurrency: int, resources: dict[str, float]
 ) -> None:
-    """Run groups of shards, each in one task; returns when all are done.
+    """Run tasks, each a list of bundles; returns when all are done.
 
     Args:
-        groups: shards that share a task, in the order in which they should run.
+        tasks: in the order in which they should begin.
         route: where the requests go.
-        tasks: most tasks at a time.
+        concurrency: most tasks at a time.
         resources: Ray resources of each task, which place it on a pool's nodes.
 
     Raises:
         Exception: what a task raised, in Ray's wrapping; other tasks may still write their parts.
     """
-    concurrency = min(tasks, len(groups))
+    concurrency = min(concurrency, len(tasks))
     pool = TaskPoolStrategy(concurrency)
     placed: dict[str, Any] = {"num_cpus": TASK_CPUS, "resources": resources}
     # Equal resources and concurrency are what lets Ray Data fuse the three steps into one task.
     requests = ray.data.read_datasource(
-        ShardSource(groups), override_num_blocks=len(groups), compute=pool, **placed
+        ShardSource(tasks), override_num_blocks=len(tasks), compute=pool, **placed
     )
     results = requests.map_batches(
         infer,
@@ -139,12 +135,14 @@ def execute(
 
 
 class ShardSource(Datasource):
-    """Reads the missing requests of shards, a read task for each group."""
+    """Reads the missing requests of shards, a read task for each list of bundles."""
 
-    def __init__(self, groups: Sequence[Sequence[Slice]]) -> None:
+    def __init__(self, tasks: Sequence[Sequence[Bundle]]) -> None:
         super().__init__()
-        self._tasks = [_read_task(list(group)) for group in groups]
-        self._size_bytes = sum(part.shard.size_bytes for group in groups for part in group)
+        self._tasks = [_read_task(list(bundles)) for bundles in tasks]
+        self._size_bytes = sum(
+            part.shard.size_bytes for bundles in tasks for bundle in bundles for part in bundle
+        )
 
     def estimate_inmemory_data_size(self) -> int:
         """Bytes of all shards."""
@@ -153,40 +151,53 @@ class ShardSource(Datasource):
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        """One task for each group, whatever Ray Data asks for."""
+        """One task for each list of bundles, whatever Ray Data asks for."""
         return self._tasks
 
 
-def _read_task(group: list[Slice]) -> ReadTask:
-    size_bytes = sum(part.shard.size_bytes for part in group)
+def _read_task(bundles: list[Bundle]) -> ReadTask:
+    size_bytes = sum(part.shard.size_bytes for bundle in bundles for part in bundle)
     metadata = BlockMetadata(num_rows=None, size_bytes=size_bytes, exec_stats=None, input_files=None)
-    return ReadTask(partial(read, group), metadata)
+    return ReadTask(partial(read, bundles), metadata)
 
 
-def read(group: Iterable[Slice]) -> Iterator[pa.Table]:
-    """The requests of some shards that have no result yet, as one table.
+def read(bundles: Iterable[Bundle]) -> Iterator[pa.Table]:
+    """The requests of each bundle that have no result yet, as a table of one row; read when it is asked for.
 
     A batch that is stopped, or that another daemon has adopted, yields nothing.
 
     Raises:
         ValueError: the batch's files are damaged.
     """
-    rows: list[tuple[str, int, int, int, bytes]] = []
-    for part in group:
-        if control.must_stop(part.batch):
-            continue
-        try:
-            rows += [
-                (str(part.batch), part.shard.index, part.attempt, line, request)
-                for line, request in _missing(part.batch, part.shard)
-            ]
-        except FileNotFoundError:
-            _log.warning("shard_gone", extra={"batch": part.batch.name, "shard": part.shard.index})
-    columns = list(zip(*rows, strict=True)) or [()] * len(_REQUESTS)
-    yield pa.Table.from_arrays(
-        [pa.array(column, field.type) for column, field in zip(columns, _REQUESTS, strict=True)],
-        schema=_REQUESTS,
-    )
+    for bundle in bundles:
+        rows: list[tuple[str, int, int, int, bytes]] = []
+        for part in bundle:
+            if control.must_stop(part.batch):
+                continue
+            try:
+                rows += [
+                    (str(part.batch), part.shard.index, part.attempt, line, request)
+                    for line, request in _missing(part.batch, part.shard)
+                ]
+            except FileNotFoundError:
+                _log.warning("shard_gone", extra={"batch": part.batch.name, "shard": part.shard.index})
+        if rows:
+            yield _to_table(rows, _REQUESTS)
+
+
+def _to_table(rows: Sequence[tuple[Any, ...]], columns: dict[str, pa.DataType]) -> pa.Table:
+    """A table of one row, whose columns are lists with an item for each of these rows."""
+    lists = zip(*rows, strict=True)
+    arrays = [
+        pa.array([column], pa.list_(kind)) for column, kind in zip(lists, columns.values(), strict=True)
+    ]
+    return pa.Table.from_arrays(arrays, names=list(columns))
+
+
+def _to_rows(table: pa.Table, columns: dict[str, pa.DataType]) -> Iterator[tuple[Any, ...]]:
+    """What `_to_table` was given; nothing of a block without columns, which Ray Data makes of nothing."""
+    if table.num_rows:
+        yield from zip(*(table.column(name)[0].values.to_pylist() for name in columns), strict=True)
 
 
 def _missing(batch: Path, shard: plan.Shard) -> Iterator[tuple[int, bytes]]:
@@ -202,32 +213,27 @@ def _missing(batch: Path, shard: plan.Shard) -> Iterator[tuple[int, bytes]]:
 
 
 def infer(table: pa.Table, route: calls.Route) -> pa.Table:
-    """Have the requests of some shards answered; those of stopped batches as far as they got.
+    """Have the requests of a bundle answered; those of stopped batches as far as they got.
 
     Requests whose replica did not come back in time have no result either; the caller of the run sees that.
     """
     made = [calls.Call(key, requests, route) for key, requests in _by_shard(table)]
     calls.answer_all(made)
-    columns: list[list[Any]] = [[] for _ in _RESULTS]
-    for call in made:
-        for result in call.results.values():
-            row = (call.batch, call.shard, call.attempt, result.line, result.ok, *result.usage, result.text)
-            for column, value in zip(columns, row, strict=True):
-                column.append(value)
-    return pa.Table.from_arrays(
-        [pa.array(column, field.type) for column, field in zip(columns, _RESULTS, strict=True)],
-        schema=_RESULTS,
-    )
+    rows = [
+        (call.batch, call.shard, call.attempt, result.line, result.ok, *result.usage, result.text)
+        for call in made
+        for result in call.results.values()
+    ]
+    return _to_table(rows, _RESULTS) if rows else pa.table({})
 
 
 def _by_shard(table: pa.Table) -> Iterator[tuple[tuple[str, int, int], list[tuple[int, bytes]]]]:
-    rows = zip(*(table.column(name).to_pylist() for name in _REQUESTS.names), strict=True)
-    for key, group in itertools.groupby(rows, key=lambda row: row[:3]):
+    for key, group in itertools.groupby(_to_rows(table, _REQUESTS), key=lambda row: row[:3]):
         yield key, [row[3:] for row in group]
 
 
 class PartSink(Datasink):
-    """Writes a part for each shard of a block, durably."""
+    """Writes a part for each shard of a block, durably, as the block comes."""
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> None:
         """Write what there is; a batch that another daemon adopted is dropped, which is the fence.
@@ -236,10 +242,9 @@ class PartSink(Datasink):
             OSError: the part cannot be written, such as on a full disk.
         """
         for block in blocks:
-            if not block.num_rows:  # all of it was stopped before it was read: a block without columns
-                continue
-            rows = zip(*(block.column(name).to_pylist() for name in _RESULTS.names), strict=True)
-            for (batch, shard, attempt), group in itertools.groupby(rows, key=lambda row: row[:3]):
+            for (batch, shard, attempt), group in itertools.groupby(
+                _to_rows(block, _RESULTS), key=lambda row: row[:3]
+            ):
                 results = [Result(row[3], row[4], Usage(*row[5:9]), row[9]) for row in group]
                 try:
                     parts.write(Path(batch), shard, attempt, results)
@@ -250,7 +255,7 @@ class PartSink(Datasink):
 def _linger(replicas: list[Any]) -> int:
     """Make a worker ready, and hold it for long enough that another one gets the next task."""
     importlib.import_module("pandas")  # which Ray Data imports when it has written
-    read([])
+    list(read([]))
     calls = [handle.abort.remote("") for handle in replicas]
     ray.wait(calls, num_returns=len(calls), timeout=1)
     time.sleep(0.2)

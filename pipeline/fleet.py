@@ -1,8 +1,8 @@
 """The fleet: Ray itself and the replicas of every configured model, from start to stop.
 
 Replicas belong to the process that started them and live as long as it does; Ray restarts those that die.
-A replica whose process says nothing for `replica.patience_s` is killed, so that Ray restarts it. `poll` never
-waits longer than POLL_S, and is what notices both. Ray is imported inside functions only.
+A replica whose process says nothing for `responder.patience_s` is killed, so that Ray restarts it. `poll`
+never waits longer than POLL_S, and is what notices both. Ray is imported inside functions only.
 
 Limits: a local Ray has no dashboard, but it listens on the machine's own address, behind a random token. A
 Ray cluster by address must have these packages installed and share the spool's filesystem.
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from config import settings
-from pipeline import errors, slices
+from pipeline import errors, responder, slices
 from spool.parts import Usage
 
 _log = logging.getLogger(__name__)
@@ -213,10 +213,8 @@ class Fleet:
         """Kill a replica that has an engine and is silent; one that starts may take as long as it needs."""
         import ray
 
-        from pipeline import replica
-
         silent_s = time.monotonic() - member.asked_at
-        if member.start_s is None or silent_s <= replica.patience_s(self._settings.engine):
+        if member.start_s is None or silent_s <= responder.patience_s(self._settings.engine):
             return
         _log.error("replica_hung", extra={"model": model.name, "silent_s": round(silent_s, 1)})
         member.start_s, member.asked = None, None
@@ -351,9 +349,9 @@ def _collect(team: _Team, done: set[Any]) -> ModelState:
         member.process, member.start_s = stats.process, stats.start_s
         up += stats.start_s is not None
         inflight += stats.inflight
-        durations += stats.durations
-        outcomes.update(stats.outcomes)
-        usage = usage.plus(stats.usage)
+        durations += stats.activity.durations
+        outcomes.update(stats.activity.outcomes)
+        usage = usage.plus(stats.activity.usage)
     return ModelState(
         model=team.model.name,
         replicas=team.model.replicas,

@@ -5,35 +5,30 @@ share of it early, with all finished lines kept. It neither merges nor changes a
 are its whole result. Imports ray inside functions only.
 
 After a crash only lines without a durable result run again, so what was answered in vain is what the tasks in
-flight held: at most depth + MAX_TASKS * 128 lines, with depth = DEPTH * max_num_seqs * replicas and 128 the
-most lines of a shard (pipeline/validate_copy.py). A file of full shards has no more than `depth` lines in
-flight, rounded up to whole shards: 512 for one replica that computes 256 requests at once, whatever the size
-of the file (tests/integration/test_run.py kills a run of 20,000 lines at 90 %).
+flight held, a bundle each: at most MAX_TASKS * 255 lines. A file of full shards has no more than `depth` =
+DEPTH * max_num_seqs * replicas lines in flight, rounded to whole shards of 128: 512 for one replica that
+computes 256 requests at once, whatever the size of the file (tests/integration/test_run.py kills a run of
+20,000 lines at 90 %).
 
-Limits: the driver keeps an entry for each unfinished shard. An execution takes MAX_GROUPS tasks, and the next
-one begins when the last request of this one is answered.
+Limits: the driver keeps an entry for each unfinished shard.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from config import settings
-from pipeline import errors, slices
+from pipeline import errors, gate, slices
 from pipeline.fleet import Fleet
 from spool import control
 
 # Requests in flight for each one that the engine computes: a task's requests end one by one, so on average
 # only half of those that were sent are still there.
 DEPTH = 2.0
-# Tasks of one execution: bounds what Ray Data keeps in the driver, about 10 KB a task.
-MAX_GROUPS = 4096
 
 
 @dataclass(frozen=True)
@@ -68,18 +63,18 @@ def run(
     Raises:
         RunError: not all could be tried; what is finished is kept, and another run may go on.
     """
-    from pipeline import calls, data, replica
+    from pipeline import calls, data
 
     chosen = configured.model_named(model)
-    route = calls.Route(fleet.handles(model), replica.slots(chosen), configured.engine.max_attempts)
-    depth = DEPTH * replica.max_num_seqs(chosen) * len(route.replicas)
+    route = calls.Route(fleet.handles(model), gate.slots(chosen), configured.engine.max_attempts)
+    depth = DEPTH * gate.max_num_seqs(chosen) * len(route.replicas)
     try:
-        groups = slices.grouped(_pending(works), math.ceil(depth / slices.MAX_TASKS))
-        while window := list(itertools.islice(groups, MAX_GROUPS)):
-            # As many as it takes to have `depth` requests in flight, were all groups as large as the average.
-            missing = sum(each.missing for group in window for each in group) / len(window)
+        bundles = list(slices.bundled(_pending(works)))
+        if bundles:
+            # As many as it takes to have `depth` requests in flight, were all bundles of average size.
+            missing = sum(each.missing for bundle in bundles for each in bundle) / len(bundles)
             tasks = min(slices.MAX_TASKS, max(1, round(depth / missing)))
-            data.execute(window, route, tasks, pool_resources)
+            data.execute(list(slices.dealt(bundles, tasks)), route, tasks, pool_resources)
         left = sum(each.missing for each in _pending(works))
     except Exception as error:  # Ray wraps whatever a task raised, and has errors of its own
         _abort(works, route.replicas)

@@ -1,20 +1,28 @@
-"""What a run has to do: the shards with missing requests, and which of them share a task. No ray here.
+"""What a run has to do: the shards with missing requests, which are sent together, and which share a task.
 
-A slice is a shard of a batch in one run; a group of slices is one task of pipeline/data.py.
+A slice is a shard of a batch in one run. A bundle is what a task of pipeline/data.py sends to an engine at a
+time: a slice, or as many small ones as make up one. A task works on a list of bundles, one after the other.
+No ray here.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.validate_copy import SHARD_LINES
 from spool import parts, plan
 
 # Tasks of a run at a time, and workers that are kept warm for them. Each is a process of Ray's of 200 MB that
 # mostly waits, and takes 1 to 4 s to start.
 MAX_TASKS = min(16, max(4, os.cpu_count() or 1))
+
+
+# Bundles of one task: Ray Data keeps the answers that a task has written until the task ends, about 60 KB for
+# a bundle of short ones.
+MAX_BUNDLES = 32
 
 
 class Slice(NamedTuple):
@@ -32,6 +40,9 @@ class Slice(NamedTuple):
     missing: int
 
 
+Bundle = list[Slice]
+
+
 def pending(batch: Path, attempt: int) -> list[Slice]:
     """The shards of a batch that are not done, in the order in which they should run.
 
@@ -46,15 +57,35 @@ def pending(batch: Path, attempt: int) -> list[Slice]:
     return [each for each in slices if each.missing > 0]
 
 
-def grouped(slices: Iterable[Slice], lines: int) -> Iterator[list[Slice]]:
-    """Neighbours together, until a group has this many missing requests; a large shard is its own group."""
-    group: list[Slice] = []
+def bundled(slices: Iterable[Slice]) -> Iterator[Bundle]:
+    """Neighbours together, until they have as many missing requests as a full shard."""
+    bundle: Bundle = []
     missing = 0
     for each in slices:
-        group.append(each)
+        bundle.append(each)
         missing += each.missing
-        if missing >= lines:
-            yield group
-            group, missing = [], 0
-    if group:
-        yield group
+        if missing >= SHARD_LINES:
+            yield bundle
+            bundle, missing = [], 0
+    if bundle:
+        yield bundle
+
+
+def dealt(bundles: Sequence[Bundle], tasks: int) -> Iterator[list[Bundle]]:
+    """What each task of a run works on, in the order in which the tasks begin.
+
+    A task costs Ray Data tens of milliseconds, so a task gets many bundles; but with half of what is left
+    dealt out in each round, those of the last rounds are short, and no task is left alone with much work.
+    Bundles are dealt like cards, so that what stands first runs first, whichever task has it.
+
+    Args:
+        bundles: in the order in which they should run.
+        tasks: how many tasks there are at a time.
+    """
+    begin = 0
+    while begin < len(bundles):
+        count = min(max(tasks, (len(bundles) - begin) // 2), tasks * MAX_BUNDLES)
+        round_ = bundles[begin : begin + count]
+        begin += count
+        for task in range(min(tasks, len(round_))):
+            yield list(round_[task::tasks])

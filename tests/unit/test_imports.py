@@ -39,6 +39,9 @@ DEFERRED_MODULES = {
     "pipeline/calls.py",
 }
 
+# vLLM's internals change with each release: whoever reads this file has read all that depends on them.
+VLLM_MODULE = "pipeline/vllm_engine.py"
+
 # scheduler is values in, decision out: no file, no clock, no thread.
 SCHEDULER_NEVER = {
     "asyncio",
@@ -178,6 +181,12 @@ def check_heavy(root: Path) -> list[str]:
     return wrong
 
 
+def check_vllm(root: Path) -> list[str]:
+    """Imports of vLLM, or of what it brings, in any other file than the one for it."""
+    found = (each for each in read_imports(root) if each.package in HEAVY - {"ray"})
+    return [f"{each}: only {VLLM_MODULE} may" for each in found if each.path != VLLM_MODULE]
+
+
 def check_cycles(root: Path) -> list[str]:
     """Circles of modules that import each other, whenever those imports run."""
     graph: dict[str, set[str]] = {module: set() for module in read_modules(root)}
@@ -209,6 +218,11 @@ def test_packages_import_only_what_the_table_allows() -> None:
 def test_heavy_imports_wait_until_work_starts() -> None:
     """ray, vllm, torch and transformers are imported by pipeline alone, inside functions."""
     assert check_heavy(ROOT) == []
+
+
+def test_one_file_touches_vllm() -> None:
+    """The one that checks its version."""
+    assert check_vllm(ROOT) == []
 
 
 def test_no_modules_import_each_other() -> None:
@@ -296,6 +310,11 @@ def test_the_heavy_check_can_fail(tmp_path: Path, path: str, text: str) -> None:
     assert check_heavy(tree) != []
 
 
+def test_the_vllm_check_can_fail(tmp_path: Path) -> None:
+    """An import inside a function of another file is found."""
+    assert check_vllm(_tree(tmp_path, {"pipeline/replica.py": "def go():\n    from vllm import LLM\n"})) != []
+
+
 @pytest.mark.parametrize("put_off", ["{}", "def go():\n    {}", "if TYPE_CHECKING:\n    {}"])
 def test_the_cycle_check_can_fail(tmp_path: Path, put_off: str) -> None:
     """A cycle is found at load time, inside a function and inside TYPE_CHECKING."""
@@ -318,9 +337,10 @@ def test_a_good_tree_passes(tmp_path: Path) -> None:
             "spool/job.py": "import os\nimport pydantic\n",
             "scheduler/policy.py": "from spool import job\nfrom config import settings\n",
             "pipeline/data.py": "import ray\nfrom pipeline import replica\nfrom spool.job import Job\n",
-            "pipeline/replica.py": "import ray\ndef start():\n    import vllm\n",
-            "pipeline/run.py": "def go():\n    import torch\n    from pipeline import data\n",
+            "pipeline/replica.py": "import ray\ndef start():\n    from pipeline import vllm_engine\n",
+            "pipeline/vllm_engine.py": "def start():\n    import vllm\n",
+            "pipeline/run.py": "def go():\n    from pipeline import data\n",
             "daemon/main.py": "from pipeline import run\nfrom scheduler import policy\n",
         },
     )
-    assert check_table(tree) + check_heavy(tree) + check_cycles(tree) == []
+    assert check_table(tree) + check_heavy(tree) + check_vllm(tree) + check_cycles(tree) == []

@@ -1,0 +1,114 @@
+"""The places in an engine: how many, who gets them and in which order. No Ray."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from config import settings
+from pipeline import gate
+from pipeline.gate import Gate
+
+
+def test_the_gate_keeps_order_and_company() -> None:
+    """Whoever must be alone waits until all are out, and holds up those behind; a cancel frees them."""
+
+    async def play() -> list[str]:
+        gate, entered = Gate(8), []
+
+        async def enter(name: str, company: int, count: int = 1) -> None:
+            await gate.enter(company, count)
+            entered.append(name)
+
+        tasks = {
+            name: asyncio.create_task(enter(name, *places))
+            for name, places in {"a": (8,), "pair": (4, 2), "b": (8,), "alone": (1,), "c": (8,)}.items()
+        }
+        await asyncio.sleep(0)
+        assert entered == ["a", "pair", "b"]
+        for company in (8, 4, 4):
+            gate.leave(company)
+        await asyncio.sleep(0)
+        assert entered == ["a", "pair", "b"]  # b is inside still
+        gate.leave(8)
+        await asyncio.sleep(0)
+        assert entered[3:] == ["alone"]
+        waiting = asyncio.create_task(enter("never", 1))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        gate.leave(1)
+        await asyncio.gather(*tasks.values())
+        await gate.enter(8, 7)
+        return entered
+
+    assert asyncio.run(play()) == ["a", "pair", "b", "alone", "c"]
+
+
+def test_no_one_overtakes_whoever_waits() -> None:
+    """There is room for the second, but the first came before it."""
+
+    async def play() -> None:
+        here = Gate(8)
+        await here.enter(8, 4)
+        first = asyncio.create_task(here.enter(8, 5))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(here.enter(8))
+        await asyncio.sleep(0)
+        assert not first.done() and not second.done()
+        here.leave(8, 4)
+        await asyncio.gather(first, second)
+
+    asyncio.run(play())
+
+
+def test_a_cancel_in_the_turn_of_the_admission_gives_the_places_back() -> None:
+    """Both reach the one who waits in one turn of the loop; the places must not get lost."""
+
+    async def play() -> None:
+        here = Gate(2)
+        await here.enter(2, 2)
+        waiting = asyncio.create_task(here.enter(2, 2))
+        await asyncio.sleep(0)
+        here.leave(2, 2)  # admits it, before it runs
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        async with asyncio.timeout(1):
+            await here.enter(2, 2)
+
+    asyncio.run(play())
+
+
+def test_a_cancel_of_the_first_lets_in_those_behind() -> None:
+    """It was the only one that there was no room for."""
+
+    async def play() -> None:
+        here = Gate(4)
+        await here.enter(4)
+        alone = asyncio.create_task(here.enter(1))
+        await asyncio.sleep(0)
+        behind = asyncio.create_task(here.enter(4, 3))
+        await asyncio.sleep(0)
+        alone.cancel()
+        async with asyncio.timeout(1):
+            await behind
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize(
+    ("engine_args", "computed", "places"),
+    [
+        ({}, 256, 320),
+        ({"max_num_seqs": 64}, 64, 80),
+        ({"max_num_seqs": 1}, 1, 8),
+        ({"max_num_seqs": "x"}, 256, 320),
+    ],
+)
+def test_there_are_a_few_more_places_than_are_computed_at_once(
+    engine_args: dict[str, object], computed: int, places: int
+) -> None:
+    """max_num_seqs of the engine's arguments, or vLLM's default for offline work, and a quarter more."""
+    model = settings.VllmModel(name="m", kind="vllm", source="m", engine_args=engine_args)
+    assert (gate.max_num_seqs(model), gate.slots(model)) == (computed, places)
