@@ -73,6 +73,14 @@ faults: $(READY) ## Kill, crowd, starve and fuzz daemons for MINUTES=60 and more
 	  --no-deps --only-binary :all: atheris==3.0.0 || echo "faults: no atheris for this Python, so no fuzzing"
 	$(BIN)/python -m tests.faults.campaign --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(FULL),--full)
 
+# Of `make bench`: which workloads (none: all) and options, such as ARGS="--quick" or ARGS="--config FILE".
+W ?=
+ARGS ?=
+
+.PHONY: bench
+bench: $(READY) ## Compare batchd with its peers (W=steady: one workload; ARGS=--help); prints a table
+	@$(BIN)/python -m benchmarks.run $(W) $(ARGS)
+
 .PHONY: format
 format: $(READY) ## Let ruff put the code into shape
 	$(BIN)/ruff format .
