@@ -201,7 +201,7 @@ def _to_rows(table: pa.Table, columns: dict[str, pa.DataType]) -> Iterator[tuple
 
 
 def _missing(batch: Path, shard: plan.Shard) -> Iterator[tuple[int, bytes]]:
-    names = [name for name in parts.list_parts(batch) if name.shard == shard.index]
+    names = parts.list_shard(batch, shard.index)
     done = {result.line for name in names for result in parts.read(batch, name)}
     requests = list(plan.read_requests(batch, shard))
     if len(requests) != shard.lines:

@@ -105,7 +105,7 @@ def open_copy(batch: Path, batch_id: str) -> Iterator[Copy]:
 
 def _clear(batch: Path) -> None:
     shards = batch / plan.FOLDER / plan.SHARDS_FILE
-    refused = [batch / parts.FOLDER / str(name) for name in parts.list_parts(batch) if name.attempt == 0]
+    refused = [parts.path_of(batch, name) for name in parts.list_parts(batch) if name.attempt == 0]
     for path in (shards, batch / plan.INPUT_FILE, *refused):
         path.unlink(missing_ok=True)
-    files.remove_temporaries((batch, batch / plan.FOLDER, batch / parts.FOLDER))
+    files.remove_temporaries((batch, batch / plan.FOLDER, *parts.folders(batch)))

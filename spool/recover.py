@@ -105,7 +105,7 @@ def _settle(batch: Batch, was_clean: bool, report: Callable[[str, str], None]) -
     record = batch.record
     try:
         control.clear_stop(batch.folder)
-        files.remove_temporaries(batch.folder / name for name in (".", parts.FOLDER, attempts.FOLDER))
+        files.remove_temporaries([batch.folder, batch.folder / attempts.FOLDER, *parts.folders(batch.folder)])
         was_validated = record.phase is Phase.VALIDATING and (batch.folder / plan.FOLDER).exists()
         if was_clean or batch.final or not (was_validated or record.phase in (Phase.RUNNING, Phase.MERGING)):
             return

@@ -74,8 +74,7 @@ class Run:
     def _shard(self, work: Work, shard: plan.Shard) -> None:
         done = {
             result.line
-            for name in parts.list_parts(work.folder)
-            if name.shard == shard.index
+            for name in parts.list_shard(work.folder, shard.index)
             for result in parts.read(work.folder, name)
         }
         results: list[Result] = []

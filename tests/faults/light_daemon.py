@@ -65,7 +65,7 @@ def run(works: list[Work], model: str, fleet: Any, configured: Settings, resourc
 
 def _answer(work: Work, shard: plan.Shard, latency_s: float) -> bool:
     """Answer one shard; False if the batch was stopped meanwhile."""
-    names = [name for name in parts.list_parts(work.folder) if name.shard == shard.index]
+    names = parts.list_shard(work.folder, shard.index)
     done = {result.line for name in names for result in parts.read(work.folder, name)}
     results = [
         _result(work, line, raw) for line, raw in plan.read_requests(work.folder, shard) if line not in done

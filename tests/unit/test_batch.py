@@ -236,6 +236,23 @@ def test_narrowing_down_a_poison_is_progress_though_it_brings_no_part(tmp_path: 
     assert batch.record.crashes == 1
 
 
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    """Temporary files, also in the folders that parts/ has in a large batch; the parts stay."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.planned(spools.claimed(home, instance))
+    shards = (0, parts.FOLDER_SHARDS)
+    names = [
+        parts.write(batch.folder, shard, 1, [parts.Result(shard, True, parts.Usage(), b"{}")])
+        for shard in shards
+    ]
+    for name in names:
+        path = parts.path_of(batch.folder, name)
+        path.with_name(f"{name}.1-ab.tmp").touch()
+    (adopted,), _ = _adopt(home, instance)
+    assert parts.list_parts(adopted.folder) == names
+    assert [path for path in adopted.folder.rglob("*") if path.name.endswith(".tmp")] == []
+
+
 def test_a_claim_cut_off_before_its_rename_leaves_the_drop_in_the_inbox(tmp_path: Path) -> None:
     """A record without a drop is removed."""
     home, instance = spools.make(tmp_path)
