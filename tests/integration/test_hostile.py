@@ -24,7 +24,7 @@ import orjson
 import pytest
 
 from config.settings import LogSettings
-from daemon import logs
+from daemon import logs, main
 from spool import create, files
 from spool.errors import SpoolUnavailable
 from spool.failpoints import Step
@@ -433,6 +433,22 @@ def test_log_lines_cannot_be_forged(daemon: Daemon, log_stream: io.StringIO, for
         assert all("forged" not in orjson.loads(line)["event"] for line in lines)
     else:
         assert all(line[:2].isdigit() and line[2] == ":" for line in lines)
+
+
+def test_a_status_cannot_drive_a_terminal(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever a reason or a warning holds, `batchd status` prints each as one line without escapes."""
+    daemon.drop("jan", 1)
+    daemon.until(daemon.is_at("completed"))
+    path = daemon.home.outbox / "jan/status.json"
+    tree = orjson.loads(path.read_bytes())
+    tree["batchd"]["warnings"] = [FORGED]
+    tree["batchd"]["history"][0]["reason"] = FORGED
+    tree["errors"] = {"object": "list", "data": [{"line": 1, "code": "x", "message": FORGED, "param": None}]}
+    path.write_bytes(orjson.dumps(tree))
+    assert main.main(["status", "jan", "--spool", str(daemon.home.root)]) == 0
+    lines = capsys.readouterr().out.split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert sum("forged" in line for line in lines) == 3
 
 
 def test_metric_labels_cannot_be_forged(daemon: Daemon) -> None:
