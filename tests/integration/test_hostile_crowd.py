@@ -70,7 +70,7 @@ def test_a_thousand_files_at_once(daemon: Daemon) -> None:
 @pytest.mark.timeout(2400)
 def test_twenty_thousand_files_at_once(daemon: Daemon) -> None:
     """More than a daemon holds at a time (scheduler.max_claimed): none is lost, and memory is bounded."""
-    with bounded(600):
+    with bounded():
         assert flood(daemon, 20_000, limit_s=2300) < 400
     names = os.listdir(daemon.home.outbox)
     assert len(names) == 20_000
