@@ -37,7 +37,7 @@ class Fleet:
     def __init__(self, configured: Settings) -> None:
         self._models = [model.name for model in configured.models]
 
-    def start_ray(self) -> None:
+    def start_ray(self, on_lost: Any) -> None:
         """Nothing to start."""
 
     def start_engines(self) -> None:
@@ -49,6 +49,9 @@ class Fleet:
 
     def stop(self) -> None:
         """Nothing to stop."""
+
+    def stop_engines(self) -> None:
+        """Likewise."""
 
 
 def run(works: list[Work], model: str, fleet: Any, configured: Settings, resources: Any) -> None:
