@@ -6,7 +6,8 @@ doubled. How requests reach an engine, and what becomes of those that kill it, i
 Imported only inside functions, because it imports ray at the top.
 
 Columns between reading and inferring (all of them not null):
-    batch string, shard int64, attempt int64, line int64, request large_binary (a line of input.jsonl)
+    batch string, shard int64, attempt int64, home int64, line int64, request large_binary (a line of
+    input.jsonl)
 and between inferring and writing:
     batch string, shard int64, attempt int64, line int64, ok bool, input_tokens, cached_tokens,
     output_tokens, reasoning_tokens int64, text large_binary (a finished JSON line)
@@ -52,13 +53,15 @@ _REQUESTS = pa.schema(
         pa.field("batch", pa.string(), nullable=False),
         pa.field("shard", pa.int64(), nullable=False),
         pa.field("attempt", pa.int64(), nullable=False),
+        pa.field("home", pa.int64(), nullable=False),
         pa.field("line", pa.int64(), nullable=False),
         pa.field("request", pa.large_binary(), nullable=False),
     ]
 )
 _RESULTS = pa.schema(
     [
-        *itertools.islice(_REQUESTS, 4),
+        *itertools.islice(_REQUESTS, 3),
+        pa.field("line", pa.int64(), nullable=False),
         pa.field("ok", pa.bool_(), nullable=False),
         *(pa.field(name, pa.int64(), nullable=False) for name in Usage._fields),
         pa.field("text", pa.large_binary(), nullable=False),
@@ -171,13 +174,13 @@ def read(group: Iterable[Slice]) -> Iterator[pa.Table]:
     Raises:
         ValueError: the batch's files are damaged.
     """
-    rows: list[tuple[str, int, int, int, bytes]] = []
+    rows: list[tuple[str, int, int, int, int, bytes]] = []
     for part in group:
         if control.must_stop(part.batch):
             continue
         try:
             rows += [
-                (str(part.batch), part.shard.index, part.attempt, line, request)
+                (str(part.batch), part.shard.index, part.attempt, part.home, line, request)
                 for line, request in _missing(part.batch, part.shard)
             ]
         except FileNotFoundError:
@@ -200,7 +203,7 @@ def infer(table: pa.Table, route: calls.Route) -> pa.Table:
 
     Requests whose replica did not come back in time have no result either; the caller of the run sees that.
     """
-    made = [calls.Call(key, requests, route) for key, requests in _by_shard(table)]
+    made = [calls.Call(key, home, requests, route) for key, home, requests in _by_shard(table)]
     calls.answer_all(made)
     columns: list[list[Any]] = [[] for _ in _RESULTS]
     for call in made:
@@ -214,10 +217,10 @@ def infer(table: pa.Table, route: calls.Route) -> pa.Table:
     )
 
 
-def _by_shard(table: pa.Table) -> Iterator[tuple[tuple[str, int, int], list[tuple[int, bytes]]]]:
+def _by_shard(table: pa.Table) -> Iterator[tuple[tuple[str, int, int], int, list[tuple[int, bytes]]]]:
     rows = zip(*(table.column(name).to_pylist() for name in _REQUESTS.names), strict=True)
-    for key, group in itertools.groupby(rows, key=lambda row: row[:3]):
-        yield key, [row[3:] for row in group]
+    for (*key, home), group in itertools.groupby(rows, key=lambda row: row[:4]):
+        yield tuple(key), home, [row[4:] for row in group]
 
 
 class PartSink(Datasink):

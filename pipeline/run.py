@@ -74,11 +74,13 @@ def run(
     route = calls.Route(fleet.handles(model), replica.slots(chosen), configured.engine.max_attempts)
     depth = DEPTH * replica.max_num_seqs(chosen) * len(route.replicas)
     try:
-        groups = slices.grouped(_pending(works), math.ceil(depth / slices.MAX_TASKS))
+        replicas = len(route.replicas)
+        spread = slices.spread(_pending(works), replicas)
+        groups = slices.grouped(spread, math.ceil(depth / slices.MAX_TASKS))
         while window := list(itertools.islice(groups, MAX_GROUPS)):
             # As many as it takes to have `depth` requests in flight, were all groups as large as the average.
-            missing = sum(each.missing for group in window for each in group) / len(window)
-            tasks = min(slices.MAX_TASKS, max(1, round(depth / missing)))
+            load = sum(each.load for group in window for each in group) / len(window)
+            tasks = min(slices.MAX_TASKS, max(replicas, round(depth / load)))
             data.execute(window, route, tasks, pool_resources)
         left = sum(each.missing for each in _pending(works))
     except Exception as error:  # Ray wraps whatever a task raised, and has errors of its own

@@ -1,10 +1,11 @@
-"""What a run has to do: the shards with missing requests, and which of them share a task. No ray here.
+"""What a run has to do: shards with missing requests, where each goes, which share a task. No ray here.
 
-A slice is a shard of a batch in one run; a group of slices is one task of pipeline/data.py.
+A slice is a shard of a batch in one run; some slices together are one task of pipeline/data.py.
 """
 
 from __future__ import annotations
 
+import heapq
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,12 +25,20 @@ class Slice(NamedTuple):
         batch: the batch's folder.
         attempt: number of the run, from 1.
         missing: requests without a result, when this was made.
+        home: index of the replica that it is sent to first.
     """
 
     batch: Path
     attempt: int
     shard: plan.Shard
     missing: int
+    home: int = 0
+
+    @property
+    def load(self) -> int:
+        """Requests that an engine has to answer for it, at most: of twins one."""
+        distinct = self.shard.distinct
+        return self.missing if distinct is None else min(self.missing, distinct)
 
 
 def pending(batch: Path, attempt: int) -> list[Slice]:
@@ -46,15 +55,33 @@ def pending(batch: Path, attempt: int) -> list[Slice]:
     return [each for each in slices if each.missing > 0]
 
 
+def spread(slices: Iterable[Slice], replicas: int) -> list[Slice]:
+    """Give each slice its home, those of one group the same, and have the replicas take turns.
+
+    Each replica gets its slices in their order, and however far a run is, all have had about as much to do.
+    """
+    loads = [0] * replicas
+    queues: list[list[tuple[int, int, Slice]]] = [[] for _ in loads]
+    home, last = 0, None
+    for each in slices:
+        group = None if each.shard.group is None else (each.batch, each.shard.group)
+        if group is None or group != last:
+            home = loads.index(min(loads))
+        last = group
+        queues[home].append((loads[home], home, each._replace(home=home)))
+        loads[home] += each.load
+    return [each for _, _, each in heapq.merge(*queues, key=lambda entry: entry[:2])]
+
+
 def grouped(slices: Iterable[Slice], lines: int) -> Iterator[list[Slice]]:
-    """Neighbours together, until a group has this many missing requests; a large shard is its own group."""
+    """Neighbours together, until so many requests are to be answered; a large shard is alone."""
     group: list[Slice] = []
-    missing = 0
+    load = 0
     for each in slices:
         group.append(each)
-        missing += each.missing
-        if missing >= lines:
+        load += each.load
+        if load >= lines:
             yield group
-            group, missing = [], 0
+            group, load = [], 0
     if group:
         yield group
