@@ -69,11 +69,11 @@ def run(
     route = calls.Route(fleet.handles(model), gate.slots(chosen), configured.engine.max_attempts)
     depth = DEPTH * gate.max_num_seqs(chosen) * len(route.replicas)
     try:
-        bundles = list(slices.bundled(_pending(works)))
+        bundles = list(slices.bundled(slices.spread(_pending(works), len(route.replicas))))
         if bundles:
             # As many as it takes to have `depth` requests in flight, were all bundles of average size.
-            missing = sum(each.missing for bundle in bundles for each in bundle) / len(bundles)
-            tasks = min(slices.MAX_TASKS, max(1, round(depth / missing)))
+            load = sum(each.load for bundle in bundles for each in bundle) / len(bundles)
+            tasks = min(slices.MAX_TASKS, max(len(route.replicas), round(depth / load)))
             data.execute(list(slices.dealt(bundles, tasks)), route, tasks, pool_resources)
         left = sum(each.missing for each in _pending(works))
     except Exception as error:  # Ray wraps whatever a task raised, and has errors of its own

@@ -13,6 +13,7 @@ What the next start does, by the step that was cut off:
     record            before: the state before stands, and what leads to the new one is done again
     status            either: the record is the truth, status.json is written again from it
     plan.input        either: no plan in the record, so the drop is validated from the start
+    plan.order        as plan.input; only where the order is not the file's
     plan.shards       as plan.input
     attempts          before: nothing is known of that death; after: its suspects run in small company
     part              before: its lines run again; after: they never do
@@ -42,6 +43,7 @@ Step = Literal[
     "record",
     "status",
     "plan.input",
+    "plan.order",
     "plan.shards",
     "attempts",
     "part",

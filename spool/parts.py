@@ -50,6 +50,12 @@ class Usage(NamedTuple):
         return Usage(*(a + b for a, b in zip(self, other, strict=True)))
 
 
+def total(usages: Iterable[Usage]) -> Usage:
+    """The sum of many, field by field."""
+    sums = [sum(values) for values in zip(*usages, strict=True)]
+    return Usage(*sums)
+
+
 class Result(NamedTuple):
     """What became of one request.
 
@@ -104,9 +110,7 @@ def write(batch: Path, shard: int, attempt: int, results: Iterable[Result]) -> P
         FileNotFoundError: the batch was adopted by another daemon.
     """
     rows = list(results)
-    usage = Usage()
-    for row in rows:
-        usage = usage.plus(row.usage)
+    usage = total(row.usage for row in rows)
     completed = sum(row.ok for row in rows)
     name = PartName(shard, attempt, completed, len(rows) - completed, usage.total_tokens)
     folder = _folder(batch, shard)
@@ -236,13 +240,20 @@ def read(batch: Path, name: PartName) -> Iterator[Result]:
     Raises:
         ValueError: the part is damaged; the message names it.
     """
-    with open(path_of(batch, name), "rb") as file:
-        rows = 0
-        for row in file:
-            rows += 1
-            yield _parse(row, name)
-    if rows != name.results:
-        raise ValueError(f"part {name} holds {rows} results, its name says {name.results}")
+    rows = path_of(batch, name).read_bytes().split(b"\n")
+    is_whole = rows.pop() == b""
+    for row in rows:
+        try:
+            line, ok, *counts, text = row.split(b"\t", 6)
+            usage = Usage(*map(int, counts))
+            result = Result(int(line), ok != b"0", usage, text)
+        except (ValueError, TypeError):
+            raise ValueError(f"part {name} holds a damaged row") from None
+        yield result
+    if not is_whole:
+        raise ValueError(f"part {name} holds a damaged row")
+    if len(rows) != name.results:
+        raise ValueError(f"part {name} holds {len(rows)} results, its name says {name.results}")
 
 
 def _render(result: Result) -> bytes:
@@ -256,11 +267,3 @@ def _render(result: Result) -> bytes:
         usage.reasoning_tokens,
         result.text,
     )
-
-
-def _parse(row: bytes, name: PartName) -> Result:
-    fields = row.split(b"\t", 6)
-    if len(fields) != 7 or not row.endswith(b"\n"):
-        raise ValueError(f"part {name} holds a damaged row")
-    line, ok, *usage = map(int, fields[:6])
-    return Result(line, bool(ok), Usage(*usage), fields[6][:-1])

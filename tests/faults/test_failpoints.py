@@ -40,7 +40,8 @@ def _drops() -> dict[str, bytes]:
     rows = [daemons.request(f"a{n}", f"text {n}") for n in range(300)]
     for row in rows:
         row["body"]["model"] = "m"
-    return {"big.jsonl": daemons.jsonl(rows), "small.jsonl": daemons.jsonl(rows[:3])}
+    small = [row | {"body": row["body"] | {"max_tokens": n + 1}} for n, row in enumerate(rows[:3])]
+    return {"big.jsonl": daemons.jsonl(rows), "small.jsonl": daemons.jsonl(small)}  # small: long work first
 
 
 def _process(nursery: Nursery, folder: Path, **wishes: Any) -> None:
