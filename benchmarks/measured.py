@@ -7,11 +7,13 @@ from pathlib import Path
 
 from benchmarks import answers, batchd, peers, workloads
 from benchmarks.figures import Book, Mark, Outcome
-from benchmarks.served import Served
+from benchmarks.served import ECHO, Served
 from benchmarks.sessions import Bench, Live, Session
 from benchmarks.workloads import REPETITIONS, Request
 
 BATCHD, BARE, RUN_BATCH, RAY_DATA = "batchd", "bare engine", "vllm run-batch", "Ray Data LLM"
+# batchd as it is set by default, on the echo engine.
+ECHOING = Session(f"{BATCHD} echo", ECHO)
 
 
 class Measured(abc.ABC):

@@ -154,17 +154,17 @@ def _start(arguments: list[str], **streams: Any) -> subprocess.Popen[bytes]:
 
 
 def _wait(process: subprocess.Popen[bytes], limit_s: float) -> int:
-    """Its exit code; at the limit, it and all below it are killed."""
+    """Its exit code. At the limit, or when we are told to end, it and all below it are killed."""
     try:
         code = process.wait(limit_s)
-    except subprocess.TimeoutExpired:
+    except BaseException as error:
         processes.kill_tree(process.pid)
-        return process.wait(STOP_LIMIT_S)
-    with_leftovers = [
-        each.pid for each in processes.all_processes().values() if _is_of(each.pid, process.pid)
-    ]
-    for pid in with_leftovers:
-        processes.send(pid, signal.SIGKILL)
+        code = process.wait(STOP_LIMIT_S)
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+    for each in processes.all_processes().values():
+        if _is_of(each.pid, process.pid):
+            processes.send(each.pid, signal.SIGKILL)
     return code
 
 
