@@ -23,8 +23,17 @@ POINTS = [f"{step}.{side}" for step in get_args(failpoints.Step) for side in ("b
 TIMES = {"record": (1, 2, 3, 4), "status": (1, 2), "part": (1, 2), "attempts": (1, 2)}
 
 Ending = Literal["completed", "failed", "expired", "cancelled"]
-# From the commit of an outcome to the end; a batch that failed has no result files.
-COMMITTED = ("final", "publish.output", "publish.errors", "publish.status", "archive")
+# From the merge of its results to the end; a batch that failed has no result files.
+ENDS = (
+    "merge.output",
+    "merge.errors",
+    "final",
+    "publish.output",
+    "publish.errors",
+    "publish.status",
+    "archive",
+)
+UNCOMMITTED = ("merge", "final.before")
 # What errors.jsonl says of lines that were not answered.
 CODES = {"expired": "batch_expired", "cancelled": "batch_cancelled"}
 BAD = b'{"custom_id": "bad"}\n'
@@ -97,8 +106,8 @@ def _endings() -> list[tuple[Ending, str]]:
     return [
         (ending, f"{step}.{side}")
         for ending in get_args(Ending)
-        for step in COMMITTED
-        if not (ending == "failed" and step in ("publish.output", "publish.errors"))
+        for step in ENDS
+        if ending != "failed" or step in ("final", "publish.status", "archive")
         for side in ("before", "after")
     ]
 
@@ -123,7 +132,7 @@ def test_a_crash_never_turns_one_outcome_into_another(
     turn = ending if ending in CODES else ""
     _process(nursery, tmp_path, failpoint=failpoint, ending=turn, shard_s=0.1 if turn else 0.0)
     committed = [path.read_bytes() for path in home.root.glob("*/**/final.json")]
-    assert len(committed) == (failpoint != "final.before")
+    assert len(committed) == (not failpoint.startswith(UNCOMMITTED))
     _process(nursery, tmp_path, is_late=True)
     assert reader.stop() == []
     verdict = oracle.judge(home.root, {"big.jsonl": content}, expected)
