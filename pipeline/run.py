@@ -5,10 +5,10 @@ share of it early, with all finished lines kept. It neither merges nor changes a
 are its whole result. Imports ray inside functions only.
 
 After a crash only lines without a durable result run again, so what was answered in vain is what the tasks in
-flight held, a bundle each: at most MAX_TASKS * 255 lines. A file of full shards has no more than `depth` =
-DEPTH * max_num_seqs * replicas lines in flight, rounded to whole shards of 128: 512 for one replica that
-computes 256 requests at once, whatever the size of the file (tests/integration/test_run.py kills a run of
-20,000 lines at 90 %).
+flight held, a bundle each: at most MAX_TASKS * 255 lines, and their twins. A file of full shards has no more
+than `depth` = DEPTH * max_num_seqs * replicas lines in flight, rounded to whole shards of 128: 512 for one
+replica that computes 256 requests at once, whatever the size of the file (tests/integration/test_run.py kills
+a run of 20,000 lines at 90 %).
 
 Limits: the driver keeps an entry for each unfinished shard.
 """
