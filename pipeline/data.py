@@ -6,10 +6,10 @@ doubled. How requests reach an engine, and what becomes of those that kill it, i
 Imported only inside functions, because it imports ray at the top.
 
 Columns between reading and inferring (all of them not null):
-    batch string, shard int64, attempt int64, home int64, line int64, request large_binary (a line of
-    input.jsonl)
+    batch string, shard int64, attempt int64, home int64, line int64, leader int64 (the line whose answer it
+    takes, mostly itself), request large_binary (a line of input.jsonl)
 and between inferring and writing:
-    batch string, shard int64, attempt int64, line int64, ok bool, input_tokens, cached_tokens,
+    batch string, shard int64, attempt int64, line int64, ok bool, shared bool, input_tokens, cached_tokens,
     output_tokens, reasoning_tokens int64, text large_binary (a finished JSON line)
 The large types hold a block of more than 2 GiB, such as 128 lines of 16 MiB.
 
@@ -36,7 +36,7 @@ from ray.data import DataContext, TaskPoolStrategy
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasink, Datasource, ReadTask
 
-from pipeline import calls
+from pipeline import calls, twins
 from pipeline.slices import MAX_TASKS, Slice
 from spool import control, parts, plan
 from spool.parts import Result, Usage
@@ -55,6 +55,7 @@ _REQUESTS = pa.schema(
         pa.field("attempt", pa.int64(), nullable=False),
         pa.field("home", pa.int64(), nullable=False),
         pa.field("line", pa.int64(), nullable=False),
+        pa.field("leader", pa.int64(), nullable=False),
         pa.field("request", pa.large_binary(), nullable=False),
     ]
 )
@@ -63,6 +64,7 @@ _RESULTS = pa.schema(
         *itertools.islice(_REQUESTS, 3),
         pa.field("line", pa.int64(), nullable=False),
         pa.field("ok", pa.bool_(), nullable=False),
+        pa.field("shared", pa.bool_(), nullable=False),
         *(pa.field(name, pa.int64(), nullable=False) for name in Usage._fields),
         pa.field("text", pa.large_binary(), nullable=False),
     ]
@@ -109,7 +111,11 @@ def warm_up(replicas: list[Any]) -> None:
 
 
 def execute(
-    groups: Sequence[Sequence[Slice]], route: calls.Route, tasks: int, resources: dict[str, float]
+    groups: Sequence[Sequence[Slice]],
+    route: calls.Route,
+    tasks: int,
+    resources: dict[str, float],
+    is_deduping: bool,
 ) -> None:
     """Run groups of shards, each in one task; returns when all are done.
 
@@ -118,6 +124,7 @@ def execute(
         route: where the requests go.
         tasks: most tasks at a time.
         resources: Ray resources of each task, which place it on a pool's nodes.
+        is_deduping: send one of several identical requests.
 
     Raises:
         Exception: what a task raised, in Ray's wrapping; other tasks may still write their parts.
@@ -127,7 +134,7 @@ def execute(
     placed: dict[str, Any] = {"num_cpus": TASK_CPUS, "resources": resources}
     # Equal resources and concurrency are what lets Ray Data fuse the three steps into one task.
     requests = ray.data.read_datasource(
-        ShardSource(groups), override_num_blocks=len(groups), compute=pool, **placed
+        ShardSource(groups, is_deduping), override_num_blocks=len(groups), compute=pool, **placed
     )
     results = requests.map_batches(
         infer,
@@ -144,9 +151,9 @@ def execute(
 class ShardSource(Datasource):
     """Reads the missing requests of shards, a read task for each group."""
 
-    def __init__(self, groups: Sequence[Sequence[Slice]]) -> None:
+    def __init__(self, groups: Sequence[Sequence[Slice]], is_deduping: bool) -> None:
         super().__init__()
-        self._tasks = [_read_task(list(group)) for group in groups]
+        self._tasks = [_read_task(list(group), is_deduping) for group in groups]
         self._size_bytes = sum(part.shard.size_bytes for group in groups for part in group)
 
     def estimate_inmemory_data_size(self) -> int:
@@ -160,31 +167,40 @@ class ShardSource(Datasource):
         return self._tasks
 
 
-def _read_task(group: list[Slice]) -> ReadTask:
+def _read_task(group: list[Slice], is_deduping: bool) -> ReadTask:
     size_bytes = sum(part.shard.size_bytes for part in group)
     metadata = BlockMetadata(num_rows=None, size_bytes=size_bytes, exec_stats=None, input_files=None)
-    return ReadTask(partial(read, group), metadata)
+    return ReadTask(partial(read, group, is_deduping), metadata)
 
 
-def read(group: Iterable[Slice]) -> Iterator[pa.Table]:
+def read(group: Iterable[Slice], is_deduping: bool = False) -> Iterator[pa.Table]:
     """The requests of some shards that have no result yet, as one table.
 
     A batch that is stopped, or that another daemon has adopted, yields nothing.
 
+    Args:
+        group: the shards.
+        is_deduping: have identical requests follow the first of them.
+
     Raises:
         ValueError: the batch's files are damaged.
     """
-    rows: list[tuple[str, int, int, int, int, bytes]] = []
+    rows: list[tuple[str, int, int, int, int, int, bytes]] = []
     for part in group:
         if control.must_stop(part.batch):
             continue
         try:
-            rows += [
-                (str(part.batch), part.shard.index, part.attempt, part.home, line, request)
-                for line, request in _missing(part.batch, part.shard)
-            ]
+            requests = _missing(part.batch, part.shard)
         except FileNotFoundError:
             _log.warning("shard_gone", extra={"batch": part.batch.name, "shard": part.shard.index})
+            continue
+        # Twins that have no result yet follow the first of them that has none either.
+        has_twins = part.shard.distinct is not None and part.shard.distinct < part.shard.lines
+        leaders = twins.leaders(requests) if has_twins and is_deduping else [line for line, _ in requests]
+        rows += [
+            (str(part.batch), part.shard.index, part.attempt, part.home, line, leader, request)
+            for (line, request), leader in zip(requests, leaders, strict=True)
+        ]
     columns = list(zip(*rows, strict=True)) or [()] * len(_REQUESTS)
     yield pa.Table.from_arrays(
         [pa.array(column, field.type) for column, field in zip(columns, _REQUESTS, strict=True)],
@@ -192,10 +208,10 @@ def read(group: Iterable[Slice]) -> Iterator[pa.Table]:
     )
 
 
-def _missing(batch: Path, shard: plan.Shard) -> Iterator[tuple[int, bytes]]:
+def _missing(batch: Path, shard: plan.Shard) -> list[tuple[int, bytes]]:
     names = parts.list_shard(batch, shard.index)
     done = {result.line for name in names for result in parts.read(batch, name)}
-    return (request for request in plan.read_requests(batch, shard) if request[0] not in done)
+    return [request for request in plan.read_requests(batch, shard) if request[0] not in done]
 
 
 def infer(table: pa.Table, route: calls.Route) -> pa.Table:
@@ -203,12 +219,14 @@ def infer(table: pa.Table, route: calls.Route) -> pa.Table:
 
     Requests whose replica did not come back in time have no result either; the caller of the run sees that.
     """
-    made = [calls.Call(key, home, requests, route) for key, home, requests in _by_shard(table)]
-    calls.answer_all(made)
+    waiting = [_Waiting(key, home, rows, route) for key, home, rows in _by_shard(table)]
+    calls.answer_all([each.call for each in waiting])
     columns: list[list[Any]] = [[] for _ in _RESULTS]
-    for call in made:
-        for result in call.results.values():
-            row = (call.batch, call.shard, call.attempt, result.line, result.ok, *result.usage, result.text)
+    for each in waiting:
+        call = each.call
+        for result in each.results():
+            counts = (result.ok, result.shared, *result.usage)
+            row = (call.batch, call.shard, call.attempt, result.line, *counts, result.text)
             for column, value in zip(columns, row, strict=True):
                 column.append(value)
     return pa.Table.from_arrays(
@@ -217,7 +235,32 @@ def infer(table: pa.Table, route: calls.Route) -> pa.Table:
     )
 
 
-def _by_shard(table: pa.Table) -> Iterator[tuple[tuple[str, int, int], int, list[tuple[int, bytes]]]]:
+class _Waiting:
+    """The requests of a shard: one of each kind is called, its twins wait for what it brings."""
+
+    def __init__(
+        self,
+        key: tuple[str, int, int],
+        home: int,
+        rows: list[tuple[int, int, bytes]],
+        route: calls.Route,
+    ) -> None:
+        self._leaders = {line: request for line, leader, request in rows if line == leader}
+        self._followers: dict[int, list[tuple[int, bytes]]] = {}
+        for line, leader, request in rows:
+            if line != leader:
+                self._followers.setdefault(leader, []).append((line, request))
+        self.call = calls.Call(key, home, list(self._leaders.items()), route)
+
+    def results(self) -> Iterator[Result]:
+        """What the call brought, and the same for the twins."""
+        for line, result in self.call.results.items():
+            yield result
+            if followers := self._followers.get(line):
+                yield from twins.share(result, self.call.batch_id, self._leaders[line], followers)
+
+
+def _by_shard(table: pa.Table) -> Iterator[tuple[tuple[str, int, int], int, list[tuple[int, int, bytes]]]]:
     rows = zip(*(table.column(name).to_pylist() for name in _REQUESTS.names), strict=True)
     for (*key, home), group in itertools.groupby(rows, key=lambda row: row[:4]):
         yield tuple(key), home, [row[4:] for row in group]
@@ -237,7 +280,7 @@ class PartSink(Datasink):
                 continue
             rows = zip(*(block.column(name).to_pylist() for name in _RESULTS.names), strict=True)
             for (batch, shard, attempt), group in itertools.groupby(rows, key=lambda row: row[:3]):
-                results = [Result(row[3], row[4], Usage(*row[5:9]), row[9]) for row in group]
+                results = [Result(row[3], row[4], Usage(*row[6:10]), row[10], row[5]) for row in group]
                 try:
                     parts.write(Path(batch), shard, attempt, results)
                 except FileNotFoundError:

@@ -81,7 +81,7 @@ def run(
             # As many as it takes to have `depth` requests in flight, were all groups as large as the average.
             load = sum(each.load for group in window for each in group) / len(window)
             tasks = min(slices.MAX_TASKS, max(replicas, round(depth / load)))
-            data.execute(window, route, tasks, pool_resources)
+            data.execute(window, route, tasks, pool_resources, configured.engine.dedupe)
         left = sum(each.missing for each in _pending(works))
     except Exception as error:  # Ray wraps whatever a task raised, and has errors of its own
         _abort(works, route.replicas)
