@@ -64,7 +64,7 @@ class Held:
     """A batch that this daemon holds.
 
     Attributes:
-        completed, failed, tokens: what durable parts hold.
+        completed, failed, tokens, shared: what durable parts hold.
         run_id: of the run that has it.
         stop_reason: why that run was told to stop, if it was.
         is_disk_to_blame: whether its last run ended with an I/O error, which says nothing of its requests.
@@ -86,6 +86,7 @@ class Held:
     completed: int = 0
     failed: int = 0
     tokens: int = 0
+    shared: int = 0
     preemptions: int = 0
     ahead_s: float = 0.0
     run_id: str | None = None
@@ -147,6 +148,7 @@ class Held:
         self.completed = sum(tally.completed for tally in self.tallies.values())
         self.failed = sum(tally.failed for tally in self.tallies.values())
         self.tokens = sum(tally.tokens for tally in self.tallies.values())
+        self.shared = sum(tally.shared for tally in self.tallies.values())
 
     def rates(self) -> tuple[float, float] | None:
         """(requests/s, tokens/s) over the samples; None while there are too few."""
@@ -168,6 +170,7 @@ class Held:
         return Progress(
             completed=self.completed,
             failed=self.failed,
+            shared=self.shared,
             at=round(now, 3),
             requests_per_s=round(rates[0], 3) if rates else None,
             tokens_per_s=round(rates[1], 3) if rates else None,

@@ -156,6 +156,12 @@ class Metrics:
         self._requests = Counter(
             "batchd_requests_total", "Requests that ended.", ["model", "outcome"], registry=registry
         )
+        self._requests_shared = Counter(
+            "batchd_requests_shared_total",
+            "Requests that took the answer of an identical one, which alone was sent to an engine.",
+            ["model"],
+            registry=registry,
+        )
         self._request_duration = Histogram(
             "batchd_request_duration_seconds",
             "From sending a request to the engine to its answer.",
@@ -192,6 +198,7 @@ class Metrics:
                 self._requests.labels(model, outcome)
             for kind in TokenKind:
                 self._tokens.labels(model, kind)
+            self._requests_shared.labels(model)
             for metric in (self._request_duration, self._inflight, self._engine_up, self._engine_restarts):
                 metric.labels(model)
         for code in REJECTED:
@@ -294,6 +301,10 @@ class Metrics:
 
     def requests_ended(self, model: str, outcome: Outcome, count: int = 1) -> None:
         self._requests.labels(self._model(model), outcome).inc(count)
+
+    def requests_shared(self, model: str, count: int) -> None:
+        """Count requests that were not sent: they are among those that ended, too."""
+        self._requests_shared.labels(self._model(model)).inc(count)
 
     def request_took(self, model: str, duration_s: float) -> None:
         self._request_duration.labels(self._model(model)).observe(duration_s)

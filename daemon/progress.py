@@ -22,7 +22,7 @@ class Progress:
             BatchGone: the batch was adopted by another daemon.
             ValueError: a part is damaged.
         """
-        completed, failed = held.completed, held.failed
+        completed, failed, shared = held.completed, held.failed, held.shared
         held.recount()
         fresh = held.completed - completed, held.failed - failed
         if not any(fresh):
@@ -32,6 +32,7 @@ class Progress:
         self._fresh[held.model] += sum(fresh)
         self._metrics.requests_ended(held.model, metrics.Outcome.COMPLETED, max(0, fresh[0]))
         self._metrics.requests_ended(held.model, metrics.Outcome.FAILED, max(0, fresh[1]))
+        self._metrics.requests_shared(held.model, max(0, held.shared - shared))
 
     def take(self) -> Counter[str]:
         """Results by model that were found since the last call."""

@@ -152,5 +152,6 @@ def _decide(batch: Batch, outcome: Outcome, now: Callable[[], float]) -> Final:
         output=merged.output,
         errors_file=merged.errors,
         usage=merged.usage,
+        shared_requests=merged.shared,
         warnings=tuple(warnings),
     )

@@ -134,7 +134,8 @@ class Call:
         return self._route.replicas[self._turn % len(self._route.replicas)]
 
     @property
-    def _batch_id(self) -> str:
+    def batch_id(self) -> str:
+        """The batch's id, which names the requests in the answers."""
         return Path(self.batch).name.rpartition("~")[0]
 
     @property
@@ -161,7 +162,7 @@ class Call:
         self._is_sent = True
         requests = [(line, self._open[line]) for line in self._chunk]
         has_places = self._chunk[0] in self._suspects
-        self.asked = self._replica.infer.remote(self.batch, self.shard, self._batch_id, requests, has_places)
+        self.asked = self._replica.infer.remote(self.batch, self.shard, self.batch_id, requests, has_places)
 
     def go_on(self) -> None:
         """Take what was awaited.
@@ -217,7 +218,7 @@ class Call:
         """Requests that killed their engine max_attempts times, each time alone in it, fail."""
         for line, (_, kills) in self._suspects.items():
             if kills >= self._route.max_attempts and line in self._open:
-                key = lines.request_key(self._batch_id, line)
+                key = lines.request_key(self.batch_id, line)
                 custom_id = orjson.loads(self._open.pop(line))["custom_id"]
                 message = f"the engine died {kills} times with this request alone in it; last: {why}"
                 text = lines.error_line(key, custom_id, lines.Code.ENGINE, message)

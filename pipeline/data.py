@@ -7,10 +7,10 @@ is in pipeline/calls.py. Imported only inside functions, because it imports ray 
 
 Columns of a row between reading and inferring: lists of equal length, an item for each request that has no
 result yet, all of them not null:
-    batch string, shard int64, attempt int64, home int64, line int64, request large_binary (a line of
-    input.jsonl)
+    batch string, shard int64, attempt int64, home int64, line int64, leader int64 (the line whose answer it
+    takes, mostly itself), request large_binary (a line of input.jsonl)
 and between inferring and writing:
-    batch string, shard int64, attempt int64, line int64, ok bool, input_tokens, cached_tokens,
+    batch string, shard int64, attempt int64, line int64, ok bool, shared bool, input_tokens, cached_tokens,
     output_tokens, reasoning_tokens int64, text large_binary (a finished JSON line)
 The large types hold a block of more than 2 GiB, such as 128 lines of 16 MiB.
 
@@ -36,7 +36,7 @@ from ray.data import DataContext, TaskPoolStrategy
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasink, Datasource, ReadTask
 
-from pipeline import calls
+from pipeline import calls, twins
 from pipeline.slices import MAX_TASKS, Bundle
 from spool import control, parts, plan
 from spool.parts import Result, Usage
@@ -49,11 +49,16 @@ TASK_CPUS = 0.01
 WARM_S = 15.0
 
 _SHARD = {"batch": pa.string(), "shard": pa.int64(), "attempt": pa.int64()}
-_REQUESTS = {**_SHARD, "home": pa.int64(), "line": pa.int64(), "request": pa.large_binary()}
+_REQUESTS = {
+    **_SHARD,
+    **dict.fromkeys(("home", "line", "leader"), pa.int64()),
+    "request": pa.large_binary(),
+}
 _RESULTS = {
     **_SHARD,
     "line": pa.int64(),
     "ok": pa.bool_(),
+    "shared": pa.bool_(),
     **dict.fromkeys(Usage._fields, pa.int64()),
     "text": pa.large_binary(),
 }
@@ -99,7 +104,11 @@ def warm_up(replicas: list[Any]) -> None:
 
 
 def execute(
-    tasks: Sequence[Sequence[Bundle]], route: calls.Route, concurrency: int, resources: dict[str, float]
+    tasks: Sequence[Sequence[Bundle]],
+    route: calls.Route,
+    concurrency: int,
+    resources: dict[str, float],
+    is_deduping: bool,
 ) -> None:
     """Run tasks, each a list of bundles; returns when all are done.
 
@@ -108,6 +117,7 @@ def execute(
         route: where the requests go.
         concurrency: most tasks at a time.
         resources: Ray resources of each task, which place it on a pool's nodes.
+        is_deduping: send one of several identical requests.
 
     Raises:
         Exception: what a task raised, in Ray's wrapping; other tasks may still write their parts.
@@ -117,7 +127,7 @@ def execute(
     placed: dict[str, Any] = {"num_cpus": TASK_CPUS, "resources": resources}
     # Equal resources and concurrency are what lets Ray Data fuse the three steps into one task.
     requests = ray.data.read_datasource(
-        ShardSource(tasks), override_num_blocks=len(tasks), compute=pool, **placed
+        ShardSource(tasks, is_deduping), override_num_blocks=len(tasks), compute=pool, **placed
     )
     results = requests.map_batches(
         infer,
@@ -134,9 +144,9 @@ def execute(
 class ShardSource(Datasource):
     """Reads the missing requests of shards, a read task for each list of bundles."""
 
-    def __init__(self, tasks: Sequence[Sequence[Bundle]]) -> None:
+    def __init__(self, tasks: Sequence[Sequence[Bundle]], is_deduping: bool) -> None:
         super().__init__()
-        self._tasks = [_read_task(list(bundles)) for bundles in tasks]
+        self._tasks = [_read_task(list(bundles), is_deduping) for bundles in tasks]
         self._size_bytes = sum(
             part.shard.size_bytes for bundles in tasks for bundle in bundles for part in bundle
         )
@@ -152,32 +162,41 @@ class ShardSource(Datasource):
         return self._tasks
 
 
-def _read_task(bundles: list[Bundle]) -> ReadTask:
+def _read_task(bundles: list[Bundle], is_deduping: bool) -> ReadTask:
     size_bytes = sum(part.shard.size_bytes for bundle in bundles for part in bundle)
     metadata = BlockMetadata(num_rows=None, size_bytes=size_bytes, exec_stats=None, input_files=None)
-    return ReadTask(partial(read, bundles), metadata)
+    return ReadTask(partial(read, bundles, is_deduping), metadata)
 
 
-def read(bundles: Iterable[Bundle]) -> Iterator[pa.Table]:
+def read(bundles: Iterable[Bundle], is_deduping: bool = False) -> Iterator[pa.Table]:
     """The requests of each bundle that have no result yet, as a table of one row; read when it is asked for.
 
     A batch that is stopped, or that another daemon has adopted, yields nothing.
+
+    Args:
+        group: the shards.
+        is_deduping: have identical requests follow the first of them.
 
     Raises:
         ValueError: the batch's files are damaged.
     """
     for bundle in bundles:
-        rows: list[tuple[str, int, int, int, int, bytes]] = []
+        rows: list[tuple[str, int, int, int, int, int, bytes]] = []
         for part in bundle:
             if control.must_stop(part.batch):
                 continue
             try:
-                rows += [
-                    (str(part.batch), part.shard.index, part.attempt, part.home, line, request)
-                    for line, request in _missing(part.batch, part.shard)
-                ]
+                requests = _missing(part.batch, part.shard)
             except FileNotFoundError:
                 _log.warning("shard_gone", extra={"batch": part.batch.name, "shard": part.shard.index})
+                continue
+            # Twins that have no result yet follow the first of them that has none either.
+            has_twins = part.shard.distinct is not None and part.shard.distinct < part.shard.lines
+            leaders = twins.leaders(requests) if has_twins and is_deduping else [line for line, _ in requests]
+            rows += [
+                (str(part.batch), part.shard.index, part.attempt, part.home, line, leader, request)
+                for (line, request), leader in zip(requests, leaders, strict=True)
+            ]
         if rows:
             yield _to_table(rows, _REQUESTS)
 
@@ -197,10 +216,10 @@ def _to_rows(table: pa.Table, columns: dict[str, pa.DataType]) -> Iterator[tuple
         yield from zip(*(table.column(name)[0].values.to_pylist() for name in columns), strict=True)
 
 
-def _missing(batch: Path, shard: plan.Shard) -> Iterator[tuple[int, bytes]]:
+def _missing(batch: Path, shard: plan.Shard) -> list[tuple[int, bytes]]:
     names = parts.list_shard(batch, shard.index)
     done = {result.line for name in names for result in parts.read(batch, name)}
-    return (request for request in plan.read_requests(batch, shard) if request[0] not in done)
+    return [request for request in plan.read_requests(batch, shard) if request[0] not in done]
 
 
 def infer(table: pa.Table, route: calls.Route) -> pa.Table:
@@ -208,17 +227,43 @@ def infer(table: pa.Table, route: calls.Route) -> pa.Table:
 
     Requests whose replica did not come back in time have no result either; the caller of the run sees that.
     """
-    made = [calls.Call(key, home, requests, route) for key, home, requests in _by_shard(table)]
-    calls.answer_all(made)
+    waiting = [_Waiting(key, home, rows, route) for key, home, rows in _by_shard(table)]
+    calls.answer_all([each.call for each in waiting])
     rows = [
-        (call.batch, call.shard, call.attempt, result.line, result.ok, *result.usage, result.text)
-        for call in made
-        for result in call.results.values()
+        (*each.key, result.line, result.ok, result.shared, *result.usage, result.text)
+        for each in waiting
+        for result in each.results()
     ]
     return _to_table(rows, _RESULTS) if rows else pa.table({})
 
 
-def _by_shard(table: pa.Table) -> Iterator[tuple[tuple[str, int, int], int, list[tuple[int, bytes]]]]:
+class _Waiting:
+    """The requests of a shard: one of each kind is called, its twins wait for what it brings."""
+
+    def __init__(
+        self,
+        key: tuple[str, int, int],
+        home: int,
+        rows: list[tuple[int, int, bytes]],
+        route: calls.Route,
+    ) -> None:
+        self.key = key
+        self._leaders = {line: request for line, leader, request in rows if line == leader}
+        self._followers: dict[int, list[tuple[int, bytes]]] = {}
+        for line, leader, request in rows:
+            if line != leader:
+                self._followers.setdefault(leader, []).append((line, request))
+        self.call = calls.Call(key, home, list(self._leaders.items()), route)
+
+    def results(self) -> Iterator[Result]:
+        """What the call brought, and the same for the twins."""
+        for line, result in self.call.results.items():
+            yield result
+            if followers := self._followers.get(line):
+                yield from twins.share(result, self.call.batch_id, self._leaders[line], followers)
+
+
+def _by_shard(table: pa.Table) -> Iterator[tuple[tuple[str, int, int], int, list[tuple[int, int, bytes]]]]:
     for (*key, home), group in itertools.groupby(_to_rows(table, _REQUESTS), key=lambda row: row[:4]):
         yield tuple(key), home, [row[4:] for row in group]
 
@@ -236,7 +281,7 @@ class PartSink(Datasink):
             for (batch, shard, attempt), group in itertools.groupby(
                 _to_rows(block, _RESULTS), key=lambda row: row[:3]
             ):
-                results = [Result(row[3], row[4], Usage(*row[5:9]), row[9]) for row in group]
+                results = [Result(row[3], row[4], Usage(*row[6:10]), row[10], row[5]) for row in group]
                 try:
                     parts.write(Path(batch), shard, attempt, results)
                 except FileNotFoundError:

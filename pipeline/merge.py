@@ -42,6 +42,7 @@ class Merged:
     Attributes:
         total: requests of the batch; equal to completed + failed.
         usage: tokens of the completed ones.
+        shared: how many took the answer of an identical request.
         output: None where no request was completed; there is no file then.
         errors: None where no request failed; there is no file then.
     """
@@ -50,6 +51,7 @@ class Merged:
     completed: int
     failed: int
     usage: UsageTotals
+    shared: int
     output: FileFacts | None
     errors: FileFacts | None
 
@@ -79,6 +81,7 @@ def merge(batch: Path, plan_requests: int, unanswered: tuple[str, str] | None, m
     shards = sorted(plan.read(batch), key=lambda shard: shard.first_line)
     _check_plan(batch, shards, plan_requests)
     usage = Usage()
+    shared = 0
     with contextlib.ExitStack() as stack:
         output = _Writer(folder / OUTPUT_FILE, mode, stack, "merge.output")
         failures = _Writer(folder / ERRORS_FILE, mode, stack, "merge.errors")
@@ -86,6 +89,7 @@ def merge(batch: Path, plan_requests: int, unanswered: tuple[str, str] | None, m
         for shard in shards:
             results = _results(batch, shard, named[shard.index], unanswered)
             usage = usage.plus(parts.total(result.usage for result in results if result.ok))
+            shared += sum(result.shared for result in results)
             if buckets:
                 buckets.add(results)
             else:
@@ -103,6 +107,7 @@ def merge(batch: Path, plan_requests: int, unanswered: tuple[str, str] | None, m
         completed=output.lines,
         failed=failures.lines,
         usage=UsageTotals(**usage._asdict()),
+        shared=shared,
         output=output.facts(),
         errors=failures.facts(),
     )

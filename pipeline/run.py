@@ -74,7 +74,8 @@ def run(
             # As many as it takes to have `depth` requests in flight, were all bundles of average size.
             load = sum(each.load for bundle in bundles for each in bundle) / len(bundles)
             tasks = min(slices.MAX_TASKS, max(len(route.replicas), round(depth / load)))
-            data.execute(list(slices.dealt(bundles, tasks)), route, tasks, pool_resources)
+            dealt = list(slices.dealt(bundles, tasks))
+            data.execute(dealt, route, tasks, pool_resources, configured.engine.dedupe)
         left = sum(each.missing for each in _pending(works))
     except Exception as error:  # Ray wraps whatever a task raised, and has errors of its own
         _abort(works, route.replicas)

@@ -8,9 +8,13 @@ stands. `user` is left out where vLLM takes it and never reads it; /v1/responses
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import orjson
+
+from spool import lines
+from spool.parts import Result
 
 # Of the endpoints that generate; all others compute the same from the same.
 _SAMPLING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
@@ -44,6 +48,45 @@ def mark(url: str, body: dict[str, Any]) -> int:
     except orjson.JSONEncodeError:
         return 0
     return hash(text) & _MARK_MASK or 1
+
+
+def leaders(requests: Sequence[tuple[int, bytes]]) -> list[int]:
+    """For each request the one whose answer it takes: the first of its twins, or itself.
+
+    Args:
+        requests: index among the file's requests, and the line of input.jsonl.
+    """
+    first: dict[bytes, int] = {}
+    found = []
+    for line, request in requests:
+        try:
+            document = orjson.loads(request)
+            same = identity(document["url"], document["body"])
+        except (orjson.JSONDecodeError, KeyError, TypeError):  # the engine's answer will say what is wrong
+            same = None
+        found.append(line if same is None else first.setdefault(same, line))
+    return found
+
+
+def share(
+    result: Result, batch_id: str, request: bytes, followers: Sequence[tuple[int, bytes]]
+) -> Iterator[Result]:
+    """A leader's result, whatever it is, for each of its twins.
+
+    Args:
+        result: of the leader.
+        batch_id: names the requests in the answers.
+        request: the leader's.
+        followers: its twins.
+    """
+    sender = _address(batch_id, result.line, request)
+    for line, follower in followers:
+        text = lines.readdress(result.text, sender, _address(batch_id, line, follower))
+        yield result._replace(line=line, text=text, shared=True)
+
+
+def _address(batch_id: str, line: int, request: bytes) -> lines.Address:
+    return lines.Address(lines.request_key(batch_id, line), orjson.loads(request)["custom_id"])
 
 
 def _without_user(url: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A shard is a run of requests that are worked on together; each time one is worke
 is written as one part. The name holds all that progress needs, so counting means listing a folder:
 
     parts/00000012.1.ok127.err1.tok5120     shard 12, attempt 1, 127 answered, 1 failed, 5,120 tokens
+    parts/00000013.1.ok127.err1.tok5120.shr9    the same of shard 13, and 9 took the answer of a twin
     parts/0012/                             the parts of shards 12 * 256 to 12 * 256 + 255
 
 The first 256 shards stand in parts/ itself, so that a small batch needs no other folder. A million lines are
@@ -11,8 +12,9 @@ The first 256 shards stand in parts/ itself, so that a small batch needs no othe
 
 Attempt 0 is the validator's own: the lines that `on_invalid: skip` refused. A shard is done when its parts
 together hold as many results as it has requests; a shard's later attempt runs only what is missing.
-Each row is `line TAB ok TAB input TAB cached TAB output TAB reasoning TAB json`, so that merging never
-parses JSON. Parts are never changed; the first result of a line wins.
+Each row is `line TAB flags TAB input TAB cached TAB output TAB reasoning TAB json`, so that merging never
+parses JSON; flags are 1 for success and 2 for an answer of a twin's, added up. Parts are never changed; the
+first result of a line wins.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from spool import files
 FOLDER = "parts"
 # Reading a shard's parts lists the names of this many shards at most, and of the folders.
 FOLDER_SHARDS = 256
-_NAME = re.compile(r"(\d{8})\.(\d+)\.ok(\d+)\.err(\d+)\.tok(\d+)")
+_NAME = re.compile(r"(\d{8})\.(\d+)\.ok(\d+)\.err(\d+)\.tok(\d+)(?:\.shr(\d+))?")
+_OK, _SHARED = 1, 2
+_FLAGS = {b"%d" % flags: (bool(flags & _OK), bool(flags & _SHARED)) for flags in range(4)}
 
 
 class Usage(NamedTuple):
@@ -64,12 +68,14 @@ class Result(NamedTuple):
         ok: whether it belongs into output.jsonl; errors.jsonl otherwise.
         usage: tokens, all 0 for a failure.
         text: the finished JSON line, without its line end.
+        shared: whether it is the result of an identical request, which alone was sent to an engine.
     """
 
     line: int
     ok: bool
     usage: Usage
     text: bytes
+    shared: bool = False
 
 
 class PartName(NamedTuple):
@@ -80,6 +86,7 @@ class PartName(NamedTuple):
     completed: int
     failed: int
     tokens: int
+    shared: int = 0
 
     @property
     def results(self) -> int:
@@ -88,13 +95,14 @@ class PartName(NamedTuple):
 
     def __str__(self) -> str:
         """The file name."""
-        return f"{self.shard:08d}.{self.attempt}.ok{self.completed}.err{self.failed}.tok{self.tokens}"
+        name = f"{self.shard:08d}.{self.attempt}.ok{self.completed}.err{self.failed}.tok{self.tokens}"
+        return f"{name}.shr{self.shared}" if self.shared else name
 
     @classmethod
     def parse(cls, name: str) -> PartName | None:
         """The part that a file name stands for, None for any other file."""
         match = _NAME.fullmatch(name)
-        return cls(*map(int, match.groups())) if match else None
+        return cls(*map(int, match.groups(default="0"))) if match else None
 
 
 def write(batch: Path, shard: int, attempt: int, results: Iterable[Result]) -> PartName:
@@ -112,7 +120,8 @@ def write(batch: Path, shard: int, attempt: int, results: Iterable[Result]) -> P
     rows = list(results)
     usage = total(row.usage for row in rows)
     completed = sum(row.ok for row in rows)
-    name = PartName(shard, attempt, completed, len(rows) - completed, usage.total_tokens)
+    shared = sum(row.shared for row in rows)
+    name = PartName(shard, attempt, completed, len(rows) - completed, usage.total_tokens, shared)
     folder = _folder(batch, shard)
     if folder.name != FOLDER:
         with suppress(FileExistsError):
@@ -189,6 +198,7 @@ class Tally(NamedTuple):
     completed: int
     failed: int
     tokens: int
+    shared: int
 
     @property
     def results(self) -> int:
@@ -224,14 +234,15 @@ def tally(batch: Path, known: dict[int, Tally] | None = None) -> dict[int, Tally
 
 def _tally_one(batch: Path, names: tuple[PartName, ...]) -> Tally:
     if len(names) == 1:
-        return Tally(names, names[0].completed, names[0].failed, names[0].tokens)
+        return Tally(names, names[0].completed, names[0].failed, names[0].tokens, names[0].shared)
     first: dict[int, Result] = {}
     for name in names:
         for result in read(batch, name):
             first.setdefault(result.line, result)
     completed = sum(result.ok for result in first.values())
     tokens = sum(result.usage.total_tokens for result in first.values())
-    return Tally(names, completed, len(first) - completed, tokens)
+    shared = sum(result.shared for result in first.values())
+    return Tally(names, completed, len(first) - completed, tokens, shared)
 
 
 def read(batch: Path, name: PartName) -> Iterator[Result]:
@@ -244,10 +255,11 @@ def read(batch: Path, name: PartName) -> Iterator[Result]:
     is_whole = rows.pop() == b""
     for row in rows:
         try:
-            line, ok, *counts, text = row.split(b"\t", 6)
+            line, flags, *counts, text = row.split(b"\t", 6)
             usage = Usage(*map(int, counts))
-            result = Result(int(line), ok != b"0", usage, text)
-        except (ValueError, TypeError):
+            ok, shared = _FLAGS[flags]
+            result = Result(int(line), ok, usage, text, shared)
+        except (ValueError, TypeError, KeyError):
             raise ValueError(f"part {name} holds a damaged row") from None
         yield result
     if not is_whole:
@@ -260,7 +272,7 @@ def _render(result: Result) -> bytes:
     usage = result.usage
     return b"%d\t%d\t%d\t%d\t%d\t%d\t%s\n" % (
         result.line,
-        result.ok,
+        result.ok * _OK + result.shared * _SHARED,
         usage.input_tokens,
         usage.cached_tokens,
         usage.output_tokens,

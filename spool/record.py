@@ -185,6 +185,7 @@ class Final(Frozen):
         at: when it was decided.
         output: None where no line succeeded.
         errors_file: None where no line failed.
+        shared_requests: how many took the answer of an identical request.
     """
 
     format: Literal[1] = 1
@@ -198,4 +199,5 @@ class Final(Frozen):
     output: FileFacts | None = None
     errors_file: FileFacts | None = None
     usage: UsageTotals = UsageTotals()
+    shared_requests: int = 0
     warnings: tuple[str, ...] = ()

@@ -26,6 +26,7 @@ class Progress(NamedTuple):
     """What is known of a running batch; counts cover durable parts only.
 
     Attributes:
+        shared: how many of them took the answer of an identical request.
         at: when it was counted, Unix seconds.
         requests_per_s: measured lately; None while unknown. So tokens_per_s.
         eta_at: Unix seconds; None while unknown.
@@ -34,6 +35,7 @@ class Progress(NamedTuple):
 
     completed: int = 0
     failed: int = 0
+    shared: int = 0
     at: float | None = None
     requests_per_s: float | None = None
     tokens_per_s: float | None = None
@@ -155,6 +157,7 @@ def _extra(
             "eta_at": None if final else progress.eta_at,
         },
         "usage": _usage(final.usage) if final else None,
+        "shared_requests": final.shared_requests if final else progress.shared,
         "history": history,
     }
 

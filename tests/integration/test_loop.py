@@ -57,6 +57,28 @@ def test_a_drop_is_answered_in_input_order(make: Callable[..., Daemon]) -> None:
     assert (daemon.home.archive / shown.id / "drop.jsonl").exists()
 
 
+def test_shared_answers_are_told(make: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it runs and at the end; the tokens are those of the lines, and the metric counts each once."""
+    daemon = make()
+    plain = parts.write
+
+    def write(batch: Path, shard: int, attempt: int, results: list[parts.Result]) -> parts.PartName:
+        shared = [row._replace(shared=row.line % 3 > 0) for row in results]
+        return plain(batch, shard, attempt, shared)
+
+    monkeypatch.setattr(parts, "write", write)
+    daemon.run.answers_before_wait = 128
+    daemon.run.fails_after = 100
+    daemon.drop(count=300)
+    daemon.until(lambda: daemon.is_at("in_progress")() and daemon.extra()["shared_requests"] == 66)
+    daemon.run.fails_after = None
+    shown = daemon.until(daemon.is_at("completed"), later_s=60)
+    assert daemon.extra()["shared_requests"] == 200
+    assert shown.usage.total_tokens == 900
+    counted = daemon.metrics._requests_shared.labels("m")._value.get()
+    assert counted == 200
+
+
 def test_an_invalid_file_fails_with_all_its_errors(make: Callable[..., Daemon]) -> None:
     """Nothing runs; only failed_at is set; counts are 0."""
     daemon = make()

@@ -28,6 +28,7 @@ CONTRACT = {
     "batchd_batch_duration_seconds": {"status"},
     "batchd_requests_total": {"model", "outcome"},
     "batchd_request_duration_seconds": {"model"},
+    "batchd_requests_shared_total": {"model"},
     "batchd_tokens_total": {"model", "kind"},
     "batchd_inflight_requests": {"model"},
     "batchd_engine_up": {"model"},

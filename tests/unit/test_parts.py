@@ -25,6 +25,23 @@ def test_results_come_back_as_they_were(tmp_path: Path) -> None:
     assert list(parts.read(tmp_path, name)) == rows
 
 
+def test_shared_results_are_counted_by_name(tmp_path: Path) -> None:
+    """A name without the count is one of no shared result, as all were before there were any."""
+    (tmp_path / parts.FOLDER).mkdir()
+    rows = [
+        Result(5, True, Usage(3, 0, 2, 0), b"{}"),
+        Result(6, True, Usage(3, 0, 2, 0), b"{}", shared=True),
+        Result(7, False, Usage(), b"{}", shared=True),
+    ]
+    name = parts.write(tmp_path, 0, 1, rows)
+    assert str(name) == "00000000.1.ok2.err1.tok10.shr2"
+    assert list(parts.read(tmp_path, name)) == rows
+    assert parts.tally(tmp_path)[0].shared == 2
+    parts.write(tmp_path, 0, 2, [rows[1], Result(8, True, Usage(), b"{}", shared=True)])
+    assert parts.tally(tmp_path)[0].shared == 3
+    assert PartName.parse("00000012.1.ok1.err1.tok5") == PartName(12, 1, 1, 1, 5, 0)
+
+
 def test_foreign_names_are_no_parts(tmp_path: Path) -> None:
     """A temporary left by a killed writer does not count."""
     (tmp_path / parts.FOLDER).mkdir()
@@ -32,7 +49,9 @@ def test_foreign_names_are_no_parts(tmp_path: Path) -> None:
     assert parts.list_parts(tmp_path) == []
 
 
-@pytest.mark.parametrize("content", [b"0\t1\t0\t0\t0\t0\t{}\n0\t1\n", b"0\t1\t0\t0\t0\t0\t{}", b""])
+@pytest.mark.parametrize(
+    "content", [b"0\t1\t0\t0\t0\t0\t{}\n0\t1\n", b"0\t4\t0\t0\t0\t0\t{}\n", b"0\t1\t0\t0\t0\t0\t{}", b""]
+)
 def test_a_damaged_part_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
     """A torn row, a missing line end or a missing row is never taken for results."""
     (tmp_path / parts.FOLDER).mkdir()

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import twins
+from spool import lines
+from spool.parts import Result, Usage
 
 CHAT, COMPLETION, RESPONSE = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -103,3 +105,37 @@ def test_bodies_that_differ_are_never_twins(one: dict[str, Any], other: dict[str
     assert (identities[0] == identities[1]) == (written[0] == written[1])
     if identities[0] == identities[1]:
         assert twins.mark(url, one) == twins.mark(url, other)
+
+
+def request(custom_id: str, **body: Any) -> bytes:
+    line = {"custom_id": custom_id, "method": "POST", "url": CHAT, "body": BODY | body}
+    return orjson.dumps(line)
+
+
+def test_each_request_follows_the_first_of_its_twins() -> None:
+    texts = [request("a", seed=1), request("b"), request("c", seed=1), request("d", seed=2), request("e")]
+    assert twins.leaders([(7 * n, text) for n, text in enumerate(texts)]) == [0, 7, 0, 21, 28]
+
+
+@pytest.mark.parametrize("bad", [b"", b"{", b"[]", b"{}", b'{"url":1}', b'{"url":"/score","body":3}'])
+def test_what_cannot_be_read_follows_nobody(bad: bytes) -> None:
+    assert twins.leaders([(0, bad), (1, bad)]) == [0, 1]
+
+
+def test_a_result_is_shared_whatever_it_is() -> None:
+    """Each twin gets a line of its own: its index, its custom_id, its ids, and the answer's usage."""
+    followers = [(12, request('"é')), (13, request("b"))]
+    ok = lines.response_line("x_1", "a", 200, b'{"id":"chatcmpl-x_1","usage":{"total_tokens":3}}')
+    failed = lines.error_line("x_1", "a", lines.Code.TIMEOUT, "no answer within 5 s")
+    for result in (Result(1, True, Usage(2, 0, 1, 0), ok), Result(1, False, Usage(), failed)):
+        shared = list(twins.share(result, "batch_x", request("a"), followers))
+        assert [(each.line, each.ok, each.usage, each.shared) for each in shared] == [
+            (line, result.ok, result.usage, True) for line in (12, 13)
+        ]
+        first = orjson.loads(shared[0].text)
+        assert (first["id"], first["custom_id"]) == ("batch_req_x_12", '"é')
+        before = orjson.loads(result.text)
+        assert first["error"] == before["error"]
+        if result.ok:
+            body = {"id": "chatcmpl-x_12", "usage": {"total_tokens": 3}}
+            assert first["response"] == {"status_code": 200, "request_id": "req_x_12", "body": body}
