@@ -174,7 +174,7 @@ def read(bundles: Iterable[Bundle], is_deduping: bool = False) -> Iterator[pa.Ta
     A batch that is stopped, or that another daemon has adopted, yields nothing.
 
     Args:
-        group: the shards.
+        bundles: each is read when the one before has been taken.
         is_deduping: have identical requests follow the first of them.
 
     Raises:
