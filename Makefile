@@ -48,8 +48,8 @@ demo: $(READY) ## Run a real batch from start to end and show what happens
 	@$(BIN)/python examples/demo.py
 
 .PHONY: test
-test: check ## Everything before a push: check, then integration, acceptance and crash-point tests
-	$(BIN)/pytest tests/integration tests/acceptance tests/faults/test_failpoints.py tests/faults/test_late_cancel.py
+test: check ## Everything before a push: check, then integration, acceptance and two minutes of fault tests
+	$(BIN)/pytest tests/integration tests/acceptance tests/faults
 
 .PHONY: check
 check: $(READY) ## Format, lint, types and unit tests
@@ -59,7 +59,7 @@ check: $(READY) ## Format, lint, types and unit tests
 	$(BIN)/pytest tests/unit
 
 .PHONY: test-all
-test-all: check ## Like test, with the slow tests and all fault tests as well
+test-all: check ## Like test, with the slow tests as well
 	$(BIN)/pytest -m "" tests
 
 # Of `make faults`: minutes of its longest part, the first seed (random if empty), FULL=1 for every N-th system call.

@@ -58,7 +58,9 @@ class LimitSettings(_Section):
 
     max_requests: int = Field(0, ge=0, description="Requests per file (0 = no limit).")
     max_bytes: Bytes = Field(ByteSize(0), description="Bytes per file (0 = no limit).")
-    max_line_bytes: Bytes = Field(ByteSize(16 << 20), gt=0, description="Bytes per line; must have a limit.")
+    max_line_bytes: Bytes = Field(
+        ByteSize(16 << 20), gt=0, lt=1 << 32, description="Bytes per line; must have a limit, below 4 GiB."
+    )
     max_reported_errors: int = Field(100, ge=1, description="Validation errors listed in status.json.")
     max_custom_id_bytes: int = Field(1024, ge=1, description="Bytes of a custom_id.")
     max_n: int = Field(8, ge=0, description="Largest n or best_of of a request (0 = no limit).")

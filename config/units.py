@@ -38,9 +38,13 @@ def seconds(value: object) -> float:
         if not match:
             raise ValueError("a duration is a number of seconds or text such as 90s, 30m, 24h, 7d")
         value = float(match[1]) * _SECONDS_PER_UNIT[match[2]]
-    if not math.isfinite(value):
+    try:
+        duration_s = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        duration_s = math.inf
+    if not math.isfinite(duration_s):
         raise ValueError("a duration must be finite")
-    return float(value)
+    return duration_s
 
 
 def window(value: object) -> float:
@@ -51,7 +55,8 @@ def window(value: object) -> float:
     """
     window_s = seconds(value)
     if not 0 < window_s <= MAX_WINDOW_S:
-        raise ValueError(f"{value!r}: a completion window is above 0 and at most 30d, such as 90m, 24h, 7d")
+        shown = repr(value) if len(repr(value)) <= 40 else f"{value!r:.40}..."
+        raise ValueError(f"{shown}: a completion window is above 0 and at most 30d, such as 90m, 24h, 7d")
     return window_s
 
 

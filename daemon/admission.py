@@ -11,6 +11,7 @@ from daemon import logs, work
 from daemon.held import Held, Outcome, Stage
 from daemon.metrics import Metrics
 from pipeline import validate
+from pipeline.order_notes import Wishes
 from spool.batch import Batch
 from spool.record import LineError, Phase, Plan, Record, Status
 
@@ -33,6 +34,7 @@ class Admission:
             endpoint=record.sidecar.endpoint,
             on_invalid=record.sidecar.on_invalid or settings.batches.on_invalid,
             allowed_media_domains=settings.engine.allowed_media_domains,
+            wishes=Wishes(settings.engine.order == "prefix", settings.engine.dedupe),
         )
 
     def pool_problem(self, pool: str) -> LineError | None:

@@ -21,7 +21,3 @@ class Clock:
     def monotonic() -> float:
         """Seconds of the monotonic clock."""
         return time.monotonic()
-
-    def not_before(self, unix: float, monotonic: float) -> None:
-        """Go on from a time that a record already holds: after a restart time never precedes it."""
-        self._offset = max(self._offset, unix - monotonic)

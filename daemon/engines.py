@@ -52,9 +52,14 @@ class Engines:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> None:
-        """End the polling; an engine that is still loading is left to the fleet's own stop."""
+        """End the polling; does not wait for an engine that is still loading."""
         self._stop.set()
         self._thread.join(timeout_s)
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether its thread still uses Ray, such as for an engine that is still loading."""
+        return self._thread.is_alive()
 
     @property
     def starting(self) -> list[str]:

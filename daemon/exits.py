@@ -9,7 +9,7 @@ class Exit(IntEnum):
     DONE = 0
     FAILED = 1  # the batch failed or has errors
     WRONG_USE = 2  # arguments or settings
-    NOT_STARTED = 3  # the daemon could not start, or the spool is unavailable
+    NOT_STARTED = 3  # the daemon could not start or lost its Ray, or the spool is unavailable
     TIMED_OUT = 4  # a wait ran out of time
 
 

@@ -70,6 +70,9 @@ class Held:
         is_disk_to_blame: whether its last run ended with an I/O error, which says nothing of its requests.
         failures: runs in a row that brought nothing, or tries in a row to validate.
         done_at_begin: results when its run began.
+        attempts_at_begin: digest of its attempts then.
+        ahead_s: by how much its record is ahead of our clock, as one is that another machine's clock dated,
+            or before our clock was set back. Its time goes on from the record, others' do not.
         stopped_at: monotonic seconds at which that run was told to stop working on it.
         tallies: what its parts held when they were last counted, by shard.
         retry_at: monotonic seconds before which nothing is tried, after an I/O error.
@@ -84,12 +87,14 @@ class Held:
     failed: int = 0
     tokens: int = 0
     preemptions: int = 0
+    ahead_s: float = 0.0
     run_id: str | None = None
     stop_reason: StopReason | None = None
     run_error: str | None = None
     is_disk_to_blame: bool = False
     failures: int = 0
     done_at_begin: int = 0
+    attempts_at_begin: str = ""
     stopped_at: float = 0.0
     retry_at: float = 0.0
     shown_at: float = 0.0
@@ -124,6 +129,10 @@ class Held:
         assert plan is not None
         return plan.model
 
+    def time(self, now: float) -> float:
+        """Unix seconds as this batch tells time, which never precede its record."""
+        return now + self.ahead_s
+
     def recount(self) -> None:
         """Count what durable parts hold.
 
@@ -149,7 +158,12 @@ class Held:
         return (done1 - done0) / (t1 - t0), (tokens1 - tokens0) / (t1 - t0)
 
     def progress(self, now: float, *, is_running: bool) -> Progress:
-        """What status.json says of it."""
+        """What status.json says of it.
+
+        Args:
+            now: Unix seconds, by the batch's own time.
+            is_running: whether a run has it.
+        """
         rates = self.rates() if is_running else None
         return Progress(
             completed=self.completed,

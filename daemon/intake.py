@@ -1,13 +1,15 @@
 """Intake: look at the inbox, claim what is complete, adopt what dead daemons held.
 
 A pass claims at most CLAIMS_PER_PASS drops, so that a burst of thousands does not keep the loop from its
-other duties; the rest is claimed in the next passes, in the order in which they settled.
+other duties; the rest is claimed in the next passes, in the order in which they settled. A drop that could
+not be claimed rests, and comes after all that were not tried yet: thousands of them keep nobody waiting.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from config.settings import Settings
 from config.units import window
@@ -31,6 +33,13 @@ MAX_REPORTED = 10_000
 _log = logs.get()
 
 
+class _Failure(NamedTuple):
+    """Why a drop could not be claimed, and the monotonic seconds before which it is not tried again."""
+
+    kind: str
+    retry_at: float
+
+
 class Intake:
     """The way in."""
 
@@ -48,7 +57,7 @@ class Intake:
         )
         self._defaults = claim.Defaults(settings.batches.completion_window, window, settings.spool.file_mode)
         self._reported: set[tuple[Path, str]] = set()
-        self._not_before: dict[Path, float] = {}
+        self._failures: dict[Path, _Failure] = {}
         self._left_alone: set[str] = set()
         self._ready: list[drops.Candidate] = []
         self._scan_at = 0.0
@@ -76,14 +85,22 @@ class Intake:
             try:
                 batch = claim.claim(self._home, self._own, candidate.relative, now, self._defaults)
             except (OSError, BatchGone) as error:  # gone: its folder was adopted while we slept
-                _log.warning("claim_failed", drop=layout.readable(candidate.relative), error=str(error))
-                self._not_before[candidate.relative] = monotonic + FAILED_RETRY_S
+                self._note_failure(candidate.relative, error, monotonic)
                 continue
             self._settling.forget(candidate.relative)
+            self._failures.pop(candidate.relative, None)
             if batch:
                 yield batch
             else:
                 _log.info("drop_gone", drop=layout.readable(candidate.relative))
+
+    def _note_failure(self, relative: Path, error: OSError | BatchGone, monotonic: float) -> None:
+        """Let it rest; what fails again in the same way is no news."""
+        kind = f"{type(error).__name__} {getattr(error, 'errno', '')}"
+        before = self._failures.get(relative)
+        if before is None or before.kind != kind:
+            _log.warning("claim_failed", drop=layout.readable(relative), error=str(error))
+        self._failures[relative] = _Failure(kind, monotonic + FAILED_RETRY_S)
 
     def _scan(self, now: float, monotonic: float) -> None:
         self._watcher.check()
@@ -95,14 +112,23 @@ class Intake:
         self._metrics.set_watch_mode(self._watcher.mode)
         self._report_ignored(found.ignored)
         ready = self._settling.observe(found, moved, monotonic)
-        # What could not be claimed rests, so that it does not keep others from their turn.
-        self._not_before = {path: at for path, at in self._not_before.items() if at > monotonic}
-        self._ready = [candidate for candidate in ready if candidate.relative not in self._not_before]
-        if self._not_before:
-            self._scan_at = min(self._scan_at, *self._not_before.values())
+        self._ready = self._in_turn(found, ready, monotonic)
         next_in_s = self._settling.next_in_s(monotonic)
         if next_in_s is not None:
             self._scan_at = min(self._scan_at, monotonic + next_in_s)
+
+    def _in_turn(
+        self, found: drops.Scan, ready: list[drops.Candidate], monotonic: float
+    ) -> list[drops.Candidate]:
+        """What may be claimed now, what failed before last."""
+        if found.is_complete:
+            there = {candidate.relative for candidate in found.candidates}
+            self._failures = {path: failure for path, failure in self._failures.items() if path in there}
+        resting = {path: at for path, (_, at) in self._failures.items() if at > monotonic}
+        if resting:
+            self._scan_at = min(self._scan_at, *resting.values())
+        awake = [candidate for candidate in ready if candidate.relative not in resting]
+        return sorted(awake, key=lambda candidate: candidate.relative in self._failures)
 
     def _report_error(self, error: OSError | None) -> None:
         text = str(error) if error else None

@@ -21,7 +21,7 @@ from daemon.runs import Runs
 from daemon.workers import Workers
 from pipeline import validate
 from scheduler.job import Job
-from spool import claim, control, create, layout, recover
+from spool import attempts, claim, control, create, layout, recover
 from spool.batch import Batch
 from spool.errors import BatchGone, SpoolUnavailable
 from spool.record import Final, LineError, Phase, Status
@@ -29,7 +29,8 @@ from spool.record import Final, LineError, Phase, Status
 # After an I/O error, seconds; validation, which may write much, doubles it each time up to MAX_RETRY_S.
 RETRY_S = 2.0
 MAX_RETRY_S = 60.0
-# Runs in a row that brought nothing, after which the open lines fail; each waits longer than the one before.
+# Runs in a row that brought neither an answer nor a new attempt, after which the open lines fail; each waits
+# longer than the one before.
 MAX_FAILURES = 5
 # A batch that is to end leaves a run that it shares after this long, without waiting for the others.
 LEAVE_SHARED_S = 5.0
@@ -69,11 +70,16 @@ class Lifecycle:
     def adopted(self, batch: Batch, monotonic: float) -> None:
         """Take up a batch of a daemon that is gone, where it stood."""
         record = batch.record
-        times = [event.at for event in record.history]
-        self._clock.not_before(max(times, default=0.0), monotonic)
-        held = Held(batch, Stage.CLAIMED, is_dirty=True)
+        latest = max([record.submitted_at, *(event.at for event in record.history)])
+        ahead_s = max(0.0, latest - self._clock.now(monotonic))
+        held = Held(batch, Stage.CLAIMED, is_dirty=True, ahead_s=ahead_s)
         _log.info(
-            "batch_adopted", batch=batch.id, drop=record.drop, status=record.status, crashes=record.crashes
+            "batch_adopted",
+            batch=batch.id,
+            drop=record.drop,
+            status=record.status,
+            crashes=record.crashes,
+            ahead_s=round(ahead_s, 3),
         )
         self._metrics.batch_adopted()
         self.held[batch.id] = held
@@ -101,6 +107,7 @@ class Lifecycle:
 
     def advance(self, held: Held, now: float, monotonic: float) -> None:
         """Make the next move of a batch, if there is one to make now."""
+        now = held.time(now)
         if monotonic < held.retry_at and not (held.stage is Stage.VALIDATED and self._is_over(held, now)):
             return
         try:
@@ -225,7 +232,7 @@ class Lifecycle:
             self._queue(held, monotonic, at_front=False)
 
     def _queue(self, held: Held, monotonic: float, *, at_front: bool) -> None:
-        job = Job.of(held.batch.record, held.left)
+        job = Job.of(held.batch.record, held.left, held.ahead_s)
         for _ in range(held.preemptions):
             job = job.preempted(held.left)
         if at_front:
@@ -242,7 +249,7 @@ class Lifecycle:
         """
         if held.batch.record.cancel_requested_at is not None or held.outcome:
             return
-        phase = held.batch.record.phase
+        phase, now = held.batch.record.phase, held.time(now)
         held.batch.advance(now, Status.CANCELLING, phase, "cancelled by its user", cancel_requested_at=now)
         held.is_dirty = True
         _log.info("batch_cancelling", batch=held.id)
@@ -281,7 +288,9 @@ class Lifecycle:
 
     def _after_failure(self, held: Held, now: float, monotonic: float) -> None:
         why = held.run_error or "its run ended early"
-        failures = 0 if held.done > held.done_at_begin else held.failures + (not held.is_disk_to_blame)
+        is_news = held.done > held.done_at_begin
+        is_news |= attempts.digest(held.batch.folder) != held.attempts_at_begin
+        failures = 0 if is_news else held.failures + (not held.is_disk_to_blame)
         if failures >= MAX_FAILURES:
             self._give_up(held, f"{failures} runs in a row brought nothing; last: {why}")
             return
@@ -321,7 +330,7 @@ class Lifecycle:
             work.finish,
             held.batch,
             held.outcome,
-            self._clock.now,
+            lambda: held.time(self._clock.now()),
             then=lambda done: self._finished(held, done),
         )
 

@@ -107,11 +107,10 @@ class Loop:
         held = parts.lifecycle.held
         if metrics.Pause.SPOOL_UNAVAILABLE not in self._pauses:
             try:
-                self._take_in(monotonic, is_woken)
+                self._take_in(now, monotonic, is_woken)
             except OSError as error:  # the spool went away since the last look; the next one says so
                 _log.warning("intake_failed", error=str(error))
                 self._looked_at = float("-inf")
-            now = parts.clock.now(monotonic)  # an adopted record may have set it forward
             for each in list(held.values()):
                 parts.lifecycle.advance(each, now, monotonic)
             parts.runs.preempt_some(now, lifecycle.stop)
@@ -120,12 +119,11 @@ class Loop:
             parts.reporter.report(held, now, monotonic)
         return self._wait_s(monotonic)
 
-    def _take_in(self, monotonic: float, is_woken: bool) -> None:
+    def _take_in(self, now: float, monotonic: float, is_woken: bool) -> None:
         """Adopt what dead daemons held, and claim what is complete."""
         parts = self.parts
         for batch in parts.intake.adopt_some(monotonic):
             parts.lifecycle.adopted(batch, monotonic)
-        now = parts.clock.now(monotonic)
         room = 0 if self._pauses else parts.settings.scheduler.max_claimed - len(parts.lifecycle.held)
         for batch in parts.intake.claim_some(now, monotonic, is_woken, room):
             parts.lifecycle.claimed(batch)
@@ -252,11 +250,16 @@ class Loop:
         spool = self.parts.settings.spool
         try:
             kept = retention.list_kept(self.parts.home.archive)
-            for batch in retention.to_delete(kept, now, spool.retention_days, spool.retention_bytes):
-                retention.delete(batch)
-                _log.info("archive_deleted", batch=batch.path.name, size_bytes=batch.size_bytes)
         except OSError as error:
             _log.warning("retention_failed", error=str(error))
+            return
+        for batch in retention.to_delete(kept, now, spool.retention_days, spool.retention_bytes):
+            try:
+                retention.delete(batch)
+            except OSError as error:  # of this one only
+                _log.warning("retention_failed", batch=batch.path.name, error=str(error))
+            else:
+                _log.info("archive_deleted", batch=batch.path.name, size_bytes=batch.size_bytes)
 
     def shut_down(self) -> None:
         """Stop in order: intake, then runs, so that finished lines become durable, then what is merging.

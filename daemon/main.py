@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         description=_ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Exit codes: 0 done, 1 the batch failed or has errors, 2 wrong use or settings, "
-        "3 not started or the spool is unavailable, 4 a wait ran out of time.",
+        "3 not started, Ray was lost or the spool is unavailable, 4 a wait ran out of time.",
     )
     parser.add_argument("--version", action="version", version=f"batchd {_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

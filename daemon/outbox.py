@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from spool import layout, lease
+from spool import files, layout, lease
 from spool.record import Status
 
 
@@ -57,8 +57,9 @@ class Shown(NamedTuple):
 def read(folder: Path) -> Shown | None:
     """The batch of an outbox folder; None where no status.json of ours stands."""
     try:
-        tree = orjson.loads((folder / layout.STATUS_FILE).read_bytes())
-    except (FileNotFoundError, NotADirectoryError, orjson.JSONDecodeError):
+        with files.open_regular(folder / layout.STATUS_FILE) as file:
+            tree = orjson.loads(file.read())
+    except (FileNotFoundError, NotADirectoryError, files.NotRegular, orjson.JSONDecodeError):
         return None
     if not isinstance(tree, dict) or not {"status", "request_counts", "batchd", "created_at"} <= tree.keys():
         return None

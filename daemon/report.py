@@ -73,7 +73,7 @@ class Reporter:
 
     def _judge_risk(self, held: Held, now: float) -> None:
         rate = self._runs.throughput.rates.get(held.model)
-        job = Job.of(held.batch.record, held.left)
+        job = Job.of(held.batch.record, held.left, held.ahead_s)
         is_at_risk = sla.at_risk(
             job, now, rate, self._preempt_every_s if held.batch.record.pool == "spot" else 0.0
         )
@@ -94,7 +94,7 @@ class Reporter:
     def _show(self, held: Held, now: float, monotonic: float) -> None:
         held.shown_at = monotonic
         try:
-            held.batch.show(held.progress(now, is_running=held.stage is Stage.RUNNING))
+            held.batch.show(held.progress(held.time(now), is_running=held.stage is Stage.RUNNING))
             held.is_dirty = False
         except BatchGone:
             pass  # the next move of the batch meets the same and acts on it

@@ -23,7 +23,7 @@ from scheduler.job import PoolName
 from scheduler.pools import Pools, Run
 from scheduler.queue import Queue
 from scheduler.sla import Throughput
-from spool import control
+from spool import attempts, control
 from spool.errors import BatchGone
 from spool.record import Phase, Status
 
@@ -119,14 +119,15 @@ class Runs:
         status = Status.IN_PROGRESS if record.status is Status.VALIDATING else record.status
         try:
             control.clear_stop(held.batch.folder)
+            held.attempts_at_begin = attempts.digest(held.batch.folder)
             held.batch.advance(
-                now,
+                held.time(now),
                 status,
                 Phase.RUNNING,
                 f"assigned to {assignment.pool}: {assignment.reason}",
                 pool=assignment.pool,
                 runs=record.runs + 1,
-                in_progress_at=record.in_progress_at or now,
+                in_progress_at=record.in_progress_at or held.time(now),
             )
         except (OSError, BatchGone) as error:
             held.stage, held.retry_at = Stage.VALIDATED, monotonic + RETRY_S  # is queued again then

@@ -9,7 +9,7 @@ from pathlib import Path
 import prometheus_client
 
 from config.settings import Settings
-from daemon import http, logs, metrics, signals
+from daemon import endings, http, logs, metrics, signals
 from daemon.clock import Clock
 from daemon.engines import Engines
 from daemon.intake import Intake
@@ -28,6 +28,8 @@ from spool import create, layout, lease
 
 # Start-up recovery of thousands of batches, and the start of Ray, happen without a completed step.
 _STALE_S = 120.0
+# For a poll of the engines to end, seconds.
+_ENGINES_S = 5.0
 
 _log = logs.get()
 
@@ -78,11 +80,26 @@ def serve(settings: Settings) -> None:
         _log.info("starting", spool=str(home.root), instance=held.folder.name, metrics=url)
         fleet = Fleet(settings)
         stack.callback(fleet.stop)
-        fleet.start_ray()
+        fleet.start_ray(lambda lost: endings.without_ray(lost, stop, held))
         logs.absorb("ray")
         loop = _build(settings, home, held, fleet, count, health, wake, stack)
-        loop.run(stop)
+        _run(loop, stop, fleet, held)
     _log.info("stopped")
+
+
+def _run(loop: Loop, stop: threading.Event, fleet: Fleet, held: lease.Lease) -> None:
+    """Run the loop to its end; with threads that still use Ray then, the process ends here."""
+    problem: Exception | None = None
+    try:
+        loop.run(stop)
+    except Exception as error:  # noqa: BLE001 (raised again below; Ray's threads must be looked at first)
+        problem = error
+    loop.parts.engines.stop(_ENGINES_S)
+    if loop.parts.engines.is_at_work or loop.parts.workers.under_way:
+        fleet.stop_engines()
+        endings.under_threads(held, problem)
+    if problem:
+        raise problem
 
 
 def _build(
@@ -98,7 +115,7 @@ def _build(
     """The loop with all that it works with, begun; what must be ended is put on the stack."""
     models = tuple(model.name for model in settings.models)
     engines = Engines(fleet, models, wake, EngineMetrics(count).observe)
-    stack.callback(engines.stop, 5.0)
+    stack.callback(engines.stop, _ENGINES_S)
     engines.start()
     watcher = Watcher(home.inbox, settings.inbox.backend, wake)
     stack.callback(watcher.stop)

@@ -7,7 +7,6 @@ adopted the batch, OSError where the world is bad.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,23 +40,25 @@ def check(batch: Batch, rules: validate.Rules, stopped: Callable[[], bool]) -> C
     if record.sidecar_error:
         return Checked(LineError(code="invalid_request", message=record.sidecar_error), None, None)
     try:
-        descriptor = os.open(batch.drop, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        source = files.open_regular(batch.drop)
+    except files.NotRegular as error:
+        # Swapped in between the look and the rename; in our private folder nobody can swap it any more.
+        problem = f"{error} (it was put there in the instant of the claim), and was not opened: drop a file"
+        return Checked(LineError(code="invalid_request", message=problem), None, None)
     except PermissionError:
         problem = "the file cannot be read by the daemon: make it readable and drop it again"
         return Checked(LineError(code="invalid_request", message=problem), None, None)
     except FileNotFoundError as error:
         raise BatchGone(f"{batch.id} was adopted by another daemon") from error
-    with open(descriptor, "rb", buffering=1 << 20) as source:
-        before = os.fstat(descriptor)
-        if not stat.S_ISREG(before.st_mode):
-            return Checked(LineError(code="invalid_request", message="not a regular file"), None, None)
+    with source:
+        before = os.fstat(source.fileno())
         if not _is_same(claim.identity(before), record.identity):
             return Checked(_MODIFIED, None, None)
         try:
             verdict = validate.check_and_copy(source, batch.folder, batch.id, rules, stopped)
         except FileNotFoundError as error:
             raise BatchGone(f"{batch.id} was adopted by another daemon") from error
-        after = os.fstat(descriptor)
+        after = os.fstat(source.fileno())
     if not _is_same(claim.identity(after), record.identity) or _was_touched(before, after):
         return Checked(_MODIFIED, None, None)
     return Checked(None, verdict, claim.identity(after))

@@ -53,7 +53,7 @@ class Route(NamedTuple):
     """Where a run's requests go.
 
     Attributes:
-        replicas: actor handles; a shard's own is the one at its index.
+        replicas: actor handles.
         places: requests in a replica's engine at a time.
         max_attempts: engines that a request may kill on its own before it fails.
     """
@@ -100,7 +100,17 @@ class Call:
         is_active: whether there is anything left to wait for.
     """
 
-    def __init__(self, key: tuple[str, int, int], requests: list[tuple[int, bytes]], route: Route) -> None:
+    def __init__(
+        self, key: tuple[str, int, int], home: int, requests: list[tuple[int, bytes]], route: Route
+    ) -> None:
+        """Ask at once.
+
+        Args:
+            key: the batch's folder, the shard, the attempt.
+            home: index of the replica that is asked first.
+            requests: index among the file's requests, and the line of input.jsonl.
+            route: where they may go.
+        """
         self.batch, self.shard, self.attempt = key
         self.results: dict[int, Result] = {}
         self.asked: Any = None
@@ -108,7 +118,7 @@ class Call:
         self._open = dict(requests)
         self._suspects = attempts.read(Path(self.batch), self.shard)
         self._route = route
-        self._turn = self.shard
+        self._turn = home
         self._chunk: list[int] = []
         self._company = route.places
         self._is_sent = False

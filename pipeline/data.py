@@ -7,7 +7,8 @@ is in pipeline/calls.py. Imported only inside functions, because it imports ray 
 
 Columns of a row between reading and inferring: lists of equal length, an item for each request that has no
 result yet, all of them not null:
-    batch string, shard int64, attempt int64, line int64, request large_binary (a line of input.jsonl)
+    batch string, shard int64, attempt int64, home int64, line int64, request large_binary (a line of
+    input.jsonl)
 and between inferring and writing:
     batch string, shard int64, attempt int64, line int64, ok bool, input_tokens, cached_tokens,
     output_tokens, reasoning_tokens int64, text large_binary (a finished JSON line)
@@ -47,15 +48,11 @@ TASK_CPUS = 0.01
 # A slow machine starts without them.
 WARM_S = 15.0
 
-_REQUESTS = {
-    "batch": pa.string(),
-    "shard": pa.int64(),
-    "attempt": pa.int64(),
-    "line": pa.int64(),
-    "request": pa.large_binary(),
-}
+_SHARD = {"batch": pa.string(), "shard": pa.int64(), "attempt": pa.int64()}
+_REQUESTS = {**_SHARD, "home": pa.int64(), "line": pa.int64(), "request": pa.large_binary()}
 _RESULTS = {
-    **dict(itertools.islice(_REQUESTS.items(), 4)),
+    **_SHARD,
+    "line": pa.int64(),
     "ok": pa.bool_(),
     **dict.fromkeys(Usage._fields, pa.int64()),
     "text": pa.large_binary(),
@@ -170,13 +167,13 @@ def read(bundles: Iterable[Bundle]) -> Iterator[pa.Table]:
         ValueError: the batch's files are damaged.
     """
     for bundle in bundles:
-        rows: list[tuple[str, int, int, int, bytes]] = []
+        rows: list[tuple[str, int, int, int, int, bytes]] = []
         for part in bundle:
             if control.must_stop(part.batch):
                 continue
             try:
                 rows += [
-                    (str(part.batch), part.shard.index, part.attempt, line, request)
+                    (str(part.batch), part.shard.index, part.attempt, part.home, line, request)
                     for line, request in _missing(part.batch, part.shard)
                 ]
             except FileNotFoundError:
@@ -201,15 +198,9 @@ def _to_rows(table: pa.Table, columns: dict[str, pa.DataType]) -> Iterator[tuple
 
 
 def _missing(batch: Path, shard: plan.Shard) -> Iterator[tuple[int, bytes]]:
-    names = [name for name in parts.list_parts(batch) if name.shard == shard.index]
+    names = parts.list_shard(batch, shard.index)
     done = {result.line for name in names for result in parts.read(batch, name)}
-    requests = list(plan.read_requests(batch, shard))
-    if len(requests) != shard.lines:
-        raise ValueError(
-            f"{batch.name}: input.jsonl holds {len(requests)} requests of shard {shard.index}, "
-            f"its plan says {shard.lines}"
-        )
-    return (request for request in requests if request[0] not in done)
+    return (request for request in plan.read_requests(batch, shard) if request[0] not in done)
 
 
 def infer(table: pa.Table, route: calls.Route) -> pa.Table:
@@ -217,7 +208,7 @@ def infer(table: pa.Table, route: calls.Route) -> pa.Table:
 
     Requests whose replica did not come back in time have no result either; the caller of the run sees that.
     """
-    made = [calls.Call(key, requests, route) for key, requests in _by_shard(table)]
+    made = [calls.Call(key, home, requests, route) for key, home, requests in _by_shard(table)]
     calls.answer_all(made)
     rows = [
         (call.batch, call.shard, call.attempt, result.line, result.ok, *result.usage, result.text)
@@ -227,9 +218,9 @@ def infer(table: pa.Table, route: calls.Route) -> pa.Table:
     return _to_table(rows, _RESULTS) if rows else pa.table({})
 
 
-def _by_shard(table: pa.Table) -> Iterator[tuple[tuple[str, int, int], list[tuple[int, bytes]]]]:
-    for key, group in itertools.groupby(_to_rows(table, _REQUESTS), key=lambda row: row[:3]):
-        yield key, [row[3:] for row in group]
+def _by_shard(table: pa.Table) -> Iterator[tuple[tuple[str, int, int], int, list[tuple[int, bytes]]]]:
+    for (*key, home), group in itertools.groupby(_to_rows(table, _REQUESTS), key=lambda row: row[:4]):
+        yield tuple(key), home, [row[4:] for row in group]
 
 
 class PartSink(Datasink):

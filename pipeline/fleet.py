@@ -19,13 +19,13 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from config import settings
-from pipeline import errors, responder, slices
+from pipeline import errors, ray_watch, responder, slices
 from spool.parts import Usage
 
 _log = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ OBJECT_STORE_BYTES = 256 << 20
 KEPT_WORKERS = slices.MAX_TASKS + 2
 # Longest wait in poll(), seconds.
 POLL_S = 1.0
+# For engines to stop, seconds; those that still run then are killed.
+STOP_S = 10.0
 # Seconds between two polls after which what was asked before counts as asked now.
 DEAF_S = 10.0
 
@@ -51,6 +53,8 @@ _ENVIRONMENT = {
     # Kills what a dead worker leaves behind, such as vLLM's engine process.
     "RAY_process_group_cleanup_enabled": "1",
     "RAY_enable_metrics_collection": "0",
+    # A thread that asks for something after the end must not start another Ray.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     # Whoever reaches Ray's ports could run code otherwise.
     "RAY_AUTH_MODE": "token",
     # Ray warns about a coming default for GPUs; ours are always asked for by number.
@@ -120,12 +124,16 @@ class Fleet:
         self._settings = configured
         self._teams = {model.name: _Team(model) for model in configured.models}
         self._session: Path | None = None
+        self._watch: ray_watch.RayWatch | None = None
         self._polled_at = float("-inf")
 
-    def start_ray(self) -> None:
+    def start_ray(self, on_lost: Callable[[ray_watch.Watched], None] | None = None) -> None:
         """Start a private Ray, or connect to the configured cluster; seconds.
 
         Must be called in the main thread: Ray's processes end with the thread that started them.
+
+        Args:
+            on_lost: called on another thread when a process has ended that Ray cannot do without.
 
         Raises:
             EngineStartError: Ray cannot start or be reached.
@@ -151,6 +159,9 @@ class Fleet:
         _redirect_prints()
         if self._settings.ray.address == "local":
             self._session = Path(ray._private.worker._global_node.get_session_dir_path())
+        if on_lost:
+            self._watch = ray_watch.RayWatch(on_lost)
+            self._watch.start()
         from pipeline import data
 
         data.configure()
@@ -221,29 +232,36 @@ class Fleet:
         # Also of a process that is stopped: Ray then kills it by SIGKILL, 6.5 s later (2.60, 2026-11-23).
         ray.kill(member.handle, no_restart=False)
 
-    def stop(self, grace_s: float = 10.0) -> None:
-        """Stop engines first, so that they free what they hold, then Ray with all its processes.
+    def stop(self) -> None:
+        """Stop engines first, then Ray with all its processes.
 
-        Args:
-            grace_s: seconds for the engines; what still runs then is killed.
+        No other thread may use Ray any more: where one does, Ray's C++ ends this process with 1 (2.60).
         """
         import ray
 
         if not ray.is_initialized():
             return
-        handles = [member.handle for team in self._teams.values() for member in team.members]
-        stops = [handle.stop.remote() for handle in handles]
-        if stops:
-            ray.wait(stops, num_returns=len(stops), timeout=grace_s)
-        for handle in handles:
-            ray.kill(handle, no_restart=True)
-        for team in self._teams.values():
-            team.members.clear()
+        self.stop_engines()
+        if self._watch:
+            self._watch.stop()
         ray.shutdown()
         if self._session is not None:
             # Ray never deletes a session; a daemon that is restarted for months would fill /tmp.
             shutil.rmtree(self._session, ignore_errors=True)
             self._session = None
+
+    def stop_engines(self) -> None:
+        """Stop engines, so that they free what they hold, and leave Ray to the end of this process."""
+        import ray
+
+        handles = [member.handle for team in self._teams.values() for member in team.members]
+        stops = [handle.stop.remote() for handle in handles]
+        if stops:
+            ray.wait(stops, num_returns=len(stops), timeout=STOP_S)
+        for handle in handles:
+            ray.kill(handle, no_restart=True)
+        for team in self._teams.values():
+            team.members.clear()
 
 
 def _ray_options(configured: settings.Settings) -> dict[str, Any]:

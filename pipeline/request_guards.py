@@ -39,8 +39,13 @@ _TOKENIZER_KEYS = (
     *("return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
 )
 _TRANSFER_KEYS = ("kv_transfer_params", "ec_transfer_params")
+# What scoring and reranking call their content, and what an engine may take for it elsewhere.
+_SCORED = ("text_1", "text_2", "data_1", "data_2", "queries", "items", "query", "documents")
 # Tools that a server runs, not the reader of the answer; some with headers or an address of the request's.
 _SERVER_TOOLS = ("mcp", "web_search", "code_interpreter", "container", "file_search", "image_generation")
+# Texts to embed, or documents to score, in one request: the limit that OpenAI has. vLLM 0.32 has none,
+# and makes an engine request of each: one line could bring a million.
+MAX_INPUTS = 2048
 # One tool has at most limits.max_grammar_bytes; tool_choice "required" makes one grammar of all of them.
 _MOST_GRAMMARS = 16
 
@@ -164,6 +169,18 @@ def _check_prompts(field: str, value: object, guard: Guard) -> Problem | None:
     if isinstance(value, list) and 0 < most < len(value) and any(type(item) is not int for item in value):
         message = f"body.prompt holds {len(value)} prompts; at most {most} may be here (limits.max_prompts)."
         return Problem("invalid_request", message, "body.prompt")
+    return _check_content(field, value, guard)
+
+
+def _check_inputs(field: str, value: object, guard: Guard) -> Problem | None:
+    """A list of inputs; one of integers is one input, as tokens, and one of messages is one conversation."""
+    if isinstance(value, list) and len(value) > MAX_INPUTS:
+        count = sum(type(item) is str or type(item) is list for item in value)
+        if field in _SCORED:
+            count = len(value)
+        if count > MAX_INPUTS:
+            message = f"body.{field} holds {count} inputs; at most {MAX_INPUTS} may be in one request."
+            return Problem("invalid_request", message, f"body.{field}")
     return _check_content(field, value, guard)
 
 
@@ -292,8 +309,6 @@ _CHECKS: dict[str, _Check] = {
     **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), _check_grammar),
     **dict.fromkeys(("tools", "functions"), _check_tools),
     "prompt": _check_prompts,
-    **dict.fromkeys(("messages", "input", "previous_input_messages"), _check_content),
-    # What scoring and reranking call their content, and what an engine may take for it elsewhere.
-    **dict.fromkeys(("text_1", "text_2", "data_1", "data_2"), _check_content),
-    **dict.fromkeys(("queries", "items", "query", "documents"), _check_content),
+    "previous_input_messages": _check_content,
+    **dict.fromkeys(("messages", "input", *_SCORED), _check_inputs),
 }

@@ -5,10 +5,10 @@ share of it early, with all finished lines kept. It neither merges nor changes a
 are its whole result. Imports ray inside functions only.
 
 After a crash only lines without a durable result run again, so what was answered in vain is what the tasks in
-flight held, a bundle each: at most MAX_TASKS * 255 lines. A file of full shards has no more than `depth` =
-DEPTH * max_num_seqs * replicas lines in flight, rounded to whole shards of 128: 512 for one replica that
-computes 256 requests at once, whatever the size of the file (tests/integration/test_run.py kills a run of
-20,000 lines at 90 %).
+flight held, a bundle each: at most MAX_TASKS * 255 lines, and their twins. A file of full shards has no more
+than `depth` = DEPTH * max_num_seqs * replicas lines in flight, rounded to whole shards of 128: 512 for one
+replica that computes 256 requests at once, whatever the size of the file (tests/integration/test_run.py kills
+a run of 20,000 lines at 90 %).
 
 Limits: the driver keeps an entry for each unfinished shard.
 """
@@ -69,11 +69,11 @@ def run(
     route = calls.Route(fleet.handles(model), gate.slots(chosen), configured.engine.max_attempts)
     depth = DEPTH * gate.max_num_seqs(chosen) * len(route.replicas)
     try:
-        bundles = list(slices.bundled(_pending(works)))
+        bundles = list(slices.bundled(slices.spread(_pending(works), len(route.replicas))))
         if bundles:
             # As many as it takes to have `depth` requests in flight, were all bundles of average size.
-            missing = sum(each.missing for bundle in bundles for each in bundle) / len(bundles)
-            tasks = min(slices.MAX_TASKS, max(1, round(depth / missing)))
+            load = sum(each.load for bundle in bundles for each in bundle) / len(bundles)
+            tasks = min(slices.MAX_TASKS, max(len(route.replicas), round(depth / load)))
             data.execute(list(slices.dealt(bundles, tasks)), route, tasks, pool_resources)
         left = sum(each.missing for each in _pending(works))
     except Exception as error:  # Ray wraps whatever a task raised, and has errors of its own

@@ -1,18 +1,18 @@
-"""What a run has to do: the shards with missing requests, which are sent together, and which share a task.
+"""What a run has to do: shards with missing requests, where each goes, and which share a bundle and a task.
 
-A slice is a shard of a batch in one run. A bundle is what a task of pipeline/data.py sends to an engine at a
+A slice is a shard of a batch in one run. A bundle is what a task of pipeline/data.py sends to engines at a
 time: a slice, or as many small ones as make up one. A task works on a list of bundles, one after the other.
 No ray here.
 """
 
 from __future__ import annotations
 
+import heapq
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.validate_copy import SHARD_LINES
 from spool import parts, plan
 
 # Tasks of a run at a time, and workers that are kept warm for them. Each is a process of Ray's of 200 MB that
@@ -20,6 +20,8 @@ from spool import parts, plan
 MAX_TASKS = min(16, max(4, os.cpu_count() or 1))
 
 
+# Requests of a bundle that are answered at a time: those of a full shard (pipeline/shards.py).
+BUNDLE_LINES = 128
 # Bundles of one task: Ray Data keeps the answers that a task has written until the task ends, about 60 KB for
 # a bundle of short ones.
 MAX_BUNDLES = 32
@@ -32,12 +34,20 @@ class Slice(NamedTuple):
         batch: the batch's folder.
         attempt: number of the run, from 1.
         missing: requests without a result, when this was made.
+        home: index of the replica that it is sent to first.
     """
 
     batch: Path
     attempt: int
     shard: plan.Shard
     missing: int
+    home: int = 0
+
+    @property
+    def load(self) -> int:
+        """Requests that an engine has to answer for it, at most: of twins one."""
+        distinct = self.shard.distinct
+        return self.missing if distinct is None else min(self.missing, distinct)
 
 
 Bundle = list[Slice]
@@ -57,16 +67,34 @@ def pending(batch: Path, attempt: int) -> list[Slice]:
     return [each for each in slices if each.missing > 0]
 
 
+def spread(slices: Iterable[Slice], replicas: int) -> list[Slice]:
+    """Give each slice its home, those of one group the same, and have the replicas take turns.
+
+    Each replica gets its slices in their order, and however far a run is, all have had about as much to do.
+    """
+    loads = [0] * replicas
+    queues: list[list[tuple[int, int, Slice]]] = [[] for _ in loads]
+    home, last = 0, None
+    for each in slices:
+        group = None if each.shard.group is None else (each.batch, each.shard.group)
+        if group is None or group != last:
+            home = loads.index(min(loads))
+        last = group
+        queues[home].append((loads[home], home, each._replace(home=home)))
+        loads[home] += each.load
+    return [each for _, _, each in heapq.merge(*queues, key=lambda entry: entry[:2])]
+
+
 def bundled(slices: Iterable[Slice]) -> Iterator[Bundle]:
-    """Neighbours together, until they have as many missing requests as a full shard."""
+    """Neighbours together, until there is as much to be answered as in a full shard."""
     bundle: Bundle = []
-    missing = 0
+    load = 0
     for each in slices:
         bundle.append(each)
-        missing += each.missing
-        if missing >= SHARD_LINES:
+        load += each.load
+        if load >= BUNDLE_LINES:
             yield bundle
-            bundle, missing = [], 0
+            bundle, load = [], 0
     if bundle:
         yield bundle
 

@@ -1,12 +1,13 @@
 """Validates a drop before anything of it runs, streaming: all or nothing, as OpenAI does.
 
-`check` is the dry run; `check_and_copy` gives the very same verdict and writes the batch's private copy and
-plan on the way. Of each line the first problem is reported; lines are physical, from 1, and blank ones count
-without being requests. Errors of the whole file come first, then those of lines in their order.
+`check` is the dry run; `check_and_copy` gives the very same verdict, writes the batch's private copy on the
+way and its plan at the end. Of each line the first problem is reported; lines are physical, from 1, and blank
+ones count without being requests. Errors of the whole file come first, then those of lines in their order.
 Under `fail` the first line with a usable endpoint or model decides it for the others; under `skip`
 the first line that is otherwise valid does. A refused line's custom_id counts as used.
 Memory: a chunk, one line and its parsed form, one shard, and 12 to 17 bytes for each custom_id (of a source
-that cannot seek, such as a pipe, the ids themselves).
+that cannot seek, such as a pipe, the ids themselves); when it is freed, 20 to 30 bytes for each request
+while the order is decided.
 A line that would take far more memory than its bytes once it is parsed (16 MiB of `[],` took 500 MiB) is
 refused before: see validate_size.py.
 A bad file never raises: only stopping, a batch's folder that is gone and failing disks do.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -25,9 +26,9 @@ import orjson
 from config.settings import LimitSettings
 from pipeline import validate_copy
 from pipeline.engine import SUPPORTED_URLS
+from pipeline.order_notes import Wishes
 from pipeline.request_guards import Problem, shown
 from pipeline.requests import Checker
-from pipeline.validate_copy import SHARD_LINES as SHARD_LINES
 from pipeline.validate_copy import Copy
 from pipeline.validate_ids import CustomIds, HeldIds
 from pipeline.validate_lines import LineReader
@@ -47,6 +48,7 @@ class Rules:
         models: names of the configured models.
         endpoint: what the sidecar asks for.
         allowed_media_domains: hosts that media URLs may name beside `data:`.
+        wishes: how what is valid is put in order.
     """
 
     models: frozenset[str]
@@ -54,6 +56,7 @@ class Rules:
     endpoint: str | None = None
     on_invalid: Literal["fail", "skip"] = "fail"
     allowed_media_domains: tuple[str, ...] = ()
+    wishes: Wishes = field(default_factory=Wishes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +144,14 @@ def check_and_copy(
     """
     verdict: Verdict | None = None
     try:
-        with validate_copy.open_copy(batch, batch_id) as copy:
+        with validate_copy.open_copy(batch, batch_id, rules.wishes) as copy:
             verdict = _Validation(source, rules, stopped, hash_id, copy).run()
             if not verdict.is_valid:
                 raise validate_copy.Abandoned
     except validate_copy.Abandoned:
         assert verdict is not None
-    return verdict
+        return verdict
+    return replace(verdict, shards=copy.shards)
 
 
 class _Validation:
@@ -184,35 +188,34 @@ class _Validation:
             if line == b"":
                 continue
             self._requests += 1
-            problem, custom_id = self._judge(line, offset)
+            problem, custom_id, request = self._judge(line, offset)
             if problem is not None:
                 self._note(number, custom_id, problem)
                 copy = self._copy
             elif copy is not None:
                 assert line is not None
-                copy.add(line)
-        if self._copy is not None:
-            self._copy.end_shard()
+                copy.add(line, request)
         return self._conclude()
 
-    def _judge(self, line: bytes | None, offset: int) -> tuple[Problem | None, str | None]:
+    def _judge(self, line: bytes | None, offset: int) -> tuple[Problem | None, str | None, Any]:
+        """What is wrong with a line, its custom_id if it has one, and what it says if nothing is wrong."""
         if line is None:
             most = self._rules.limits.max_line_bytes
             message = f"The line is longer than {most:d} bytes (limits.max_line_bytes)."
-            return Problem("line_too_long", message), None
+            return Problem("line_too_long", message), None, None
         if len(line) > COUNTED_BYTES and (too_many := find_excess(line)):
-            return Problem("invalid_request", too_many), None
+            return Problem("invalid_request", too_many), None, None
         try:
             request: Any = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            return _explain(line, error), None
+            return _explain(line, error), None, None
         problem = self._checker.find_problem(request)
         custom_id: str | None
         custom_id = request["custom_id"] if problem is None else self._checker.read_custom_id(request)
         if custom_id is not None and self._ids.add(custom_id, offset) and problem is None:
             message = f"custom_id {shown(custom_id)} stands on an earlier line too; each may be used once."
             problem = Problem("duplicate_custom_id", message, "custom_id")
-        return problem, custom_id
+        return problem, custom_id, request
 
     def _note(self, number: int, custom_id: str | None, problem: Problem) -> None:
         self._codes[problem.code] += 1
@@ -244,7 +247,7 @@ class _Validation:
             rejected=self._rejected,
             endpoint=self._checker.best_endpoint,
             model=self._checker.best_model,
-            shards=self._copy.shards if self._copy is not None and not errors else 0,
+            shards=0,  # until the plan is made
             input_bytes=self._reader.size_bytes,
             sha256=self._reader.sha256,
         )

@@ -86,7 +86,8 @@ def assign(
 
     Returns:
         The runs to begin, none over what is free, and the jobs that wait, by reason. Every job of the
-        queue is in exactly one of them. With no slot left, whoever is behind waits for capacity.
+        queue is in exactly one of them. With no slot left the others are not looked at: they wait for
+        capacity, also those that could not begin with one.
     """
     slots: dict[PoolName, int] = {"spot": 0, "dedicated": pools.free("dedicated")}
     ahead = (

@@ -37,15 +37,21 @@ class Job:
     preemptions: int = 0
 
     @classmethod
-    def of(cls, record: Record, requests_left: int) -> Job:
-        """The job of a batch whose validation has fixed its plan."""
+    def of(cls, record: Record, requests_left: int, ahead_s: float = 0.0) -> Job:
+        """The job of a batch whose validation has fixed its plan.
+
+        Args:
+            record: the batch's.
+            requests_left: requests without a durable answer.
+            ahead_s: by how much the record's times are ahead of the clock that the scheduler is told.
+        """
         assert record.plan is not None, f"{record.batch_id} has no plan: it is not validated"
         return cls(
             batch_id=record.batch_id,
             model=record.plan.model,
             requests_left=requests_left,
-            submitted_at=record.submitted_at,
-            deadline_at=record.deadline_at,
+            submitted_at=record.submitted_at - ahead_s,
+            deadline_at=record.deadline_at - ahead_s,
             pool=record.sidecar.pool,
         )
 

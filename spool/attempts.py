@@ -10,6 +10,8 @@ along, archiving removes it. What the numbers lead to is decided in pipeline/cal
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -41,7 +43,7 @@ def write(batch: Path, shard: int, suspects: Mapping[int, Suspect]) -> None:
     with suppress(FileExistsError):
         files.make_folder(batch / FOLDER)
     rows = (b"%d\t%d\t%d\n" % (line, *suspect) for line, suspect in suspects.items())
-    files.write_durable(_path(batch, shard), b"".join(rows))
+    files.write_durable(_path(batch, shard), b"".join(rows), step="attempts")
 
 
 def read(batch: Path, shard: int) -> dict[int, Suspect]:
@@ -59,6 +61,22 @@ def read(batch: Path, shard: int) -> dict[int, Suspect]:
         return {line: Suspect(company, kills) for line, company, kills in rows}
     except ValueError as error:
         raise ValueError(f"{batch.name}: the attempts of shard {shard} are damaged") from error
+
+
+def digest(batch: Path) -> str:
+    """A hash of all that is on record of a batch; another one means that an engine died since.
+
+    Returns:
+        Hexadecimal; empty where no engine ever died.
+    """
+    try:
+        names = sorted(name for name in os.listdir(batch / FOLDER) if name.isdigit())
+    except FileNotFoundError:
+        return ""
+    found = hashlib.sha256()
+    for name in names:
+        found.update(b"%s\n%s\n" % (name.encode(), (batch / FOLDER / name).read_bytes()))
+    return found.hexdigest() if names else ""
 
 
 def _path(batch: Path, shard: int) -> Path:

@@ -74,13 +74,19 @@ class Batch:
         return self.folder / layout.DROP_FILE
 
     @property
+    def has_drop(self) -> bool:
+        """Whether something was claimed: mostly a file, but a link or a folder could be swapped in."""
+        return os.path.lexists(self.drop)
+
+    @property
     def is_placed(self) -> bool:
         """Whether our folder stands in the outbox; it may be gone, and another batch may have its name."""
         if self.record.outbox_name is None or (self.folder / "out").exists():
             return False
         try:
-            shown = orjson.loads((self.outbox / layout.STATUS_FILE).read_bytes())
-        except (FileNotFoundError, orjson.JSONDecodeError):
+            with files.open_regular(self.outbox / layout.STATUS_FILE) as file:
+                shown = orjson.loads(file.read())
+        except (FileNotFoundError, files.NotRegular, orjson.JSONDecodeError):
             return self.outbox.is_dir()  # every other batch's folder has a status.json from its first instant
         except NotADirectoryError:
             return False
@@ -130,7 +136,8 @@ class Batch:
         fresh = self.folder / layout.STATUS_FILE
         self._write(fresh, status.render(self.record, self.instance, progress, final))
         try:
-            files.rename_durable(fresh, self.outbox / layout.STATUS_FILE, "status")
+            step: Step = "publish.status" if final else "status"
+            files.rename_durable(fresh, self.outbox / layout.STATUS_FILE, step)
         except FileNotFoundError as error:
             if not self.folder.is_dir():
                 raise BatchGone(f"{self.id} was adopted by another daemon") from error
@@ -177,7 +184,7 @@ class Batch:
         """Remove the folder of a claim that was lost; never one that holds a drop after all."""
         files.remove_temporaries([self.folder])
         with suppress(OSError):
-            if not self.drop.exists():
+            if not self.has_drop:
                 with suppress(FileNotFoundError):
                     os.unlink(self.folder / layout.RECORD_FILE)
                 os.rmdir(self.folder)

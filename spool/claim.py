@@ -1,5 +1,9 @@
 """Claim a drop: one rename from inbox/ to a unique target decides who has it.
 
+The inbox may be open to everyone: the drop's folder is opened once, without following a link, and all is done
+relative to it, so that a folder that is swapped for a link makes us touch nothing of others'. What the rename
+took though it is no regular file (swapped in after the look) is a claimed batch like any other, and fails.
+
 Steps, each durable before the next; a crash between two leaves what recover.py knows how to finish:
  1. work/<instance>/<batch_id>~1/record.json says what is about to be claimed (the drop is still in the inbox)
  2. rename inbox/NAME -> drop.jsonl beside it (the claim)
@@ -9,6 +13,7 @@ Steps, each durable before the next; a crash between two leaves what recover.py 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -53,33 +58,22 @@ def claim(
         daemon, or withdrawn by its user).
 
     Raises:
+        PermissionError: this user may not move it.
         OSError: it could not be claimed; the drop stands where it stood, or the next recovery finishes the
             claim.
     """
-    drop = home.inbox / relative
     try:
-        facts = os.lstat(drop)
+        beside = files.open_folder(home.inbox, relative.parent)
     except FileNotFoundError:
         return None
-    if not stat.S_ISREG(facts.st_mode):
-        return None
-    record = _new_record(drop, relative, facts, now, defaults)
-    folder = layout.batch_folder(instance, record.batch_id, 1)
-    batch = Batch(home, folder, record, mode=defaults.mode)
     try:
-        files.make_folder(folder)
-        write_record(folder, record, "claim.record")
-        if _win(drop, batch):
-            return batch
-    except OSError:
-        if not batch.drop.exists():
-            batch.discard()
-            raise
-        return (
-            batch  # won, though a folder could not be made durable: the drop is ours and must not be dropped
-        )
-    batch.discard()
-    return None
+        record = _new_record(relative, beside, now, defaults)
+        if record is None:
+            return None
+        batch = Batch(home, layout.batch_folder(instance, record.batch_id, 1), record, mode=defaults.mode)
+        return batch if _take(batch, home.inbox / relative, beside) else None
+    finally:
+        os.close(beside)
 
 
 def finish(batch: Batch) -> None:
@@ -93,17 +87,42 @@ def finish(batch: Batch) -> None:
     batch.show()
 
 
-def _new_record(drop: Path, relative: Path, facts: os.stat_result, now: float, defaults: Defaults) -> Record:
-    wishes, inode, problem = Sidecar(), None, None
+def _take(batch: Batch, drop: Path, beside: int) -> bool:
+    """Steps 1 and 2; False where the drop is gone, and nothing is left of the claim then."""
     try:
-        found = sidecar.read(layout.sidecar_of(drop), defaults.parse_window)
+        files.make_folder(batch.folder)
+        write_record(batch.folder, batch.record, "claim.record")
+        if _win(drop, batch, beside):
+            return True
+    except OSError:
+        if not batch.has_drop:
+            batch.discard()
+            raise
+        return True  # though a folder could not be made durable: the drop is ours and must not be dropped
+    batch.discard()
+    return False
+
+
+def _new_record(relative: Path, beside: int, now: float, defaults: Defaults) -> Record | None:
+    """What is to be claimed; None where there is no regular file any more."""
+    try:
+        facts = os.lstat(relative.name, dir_fd=beside)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(facts.st_mode):
+        return None
+    _must_be_movable(facts, beside)
+    wishes, inode, problem = Sidecar(), None, None
+    name = Path(layout.sidecar_of(relative).name)
+    try:
+        found = sidecar.read(name, defaults.parse_window, beside)
         if found:
             wishes, inode = found
     except SidecarError as error:
         problem = str(error)
         with suppress(OSError):
-            beside = os.lstat(layout.sidecar_of(drop))
-            inode = (beside.st_dev, beside.st_ino) if stat.S_ISREG(beside.st_mode) else None
+            bad = os.lstat(name, dir_fd=beside)
+            inode = (bad.st_dev, bad.st_ino) if stat.S_ISREG(bad.st_mode) else None
     window_s = defaults.window_s if wishes.completion_window is None else wishes.completion_window
     return Record(
         batch_id=layout.new_batch_id(now),
@@ -121,6 +140,21 @@ def _new_record(drop: Path, relative: Path, facts: os.stat_result, now: float, d
     )
 
 
+def _must_be_movable(facts: os.stat_result, beside: int) -> None:
+    """Find out before a folder and a record are made that the rename will be refused.
+
+    In an inbox open to all, users make folders of their own and fill them: that may cost no more than a look.
+
+    Raises:
+        PermissionError: the drop's folder is not writable for us, or sticky and not ours, nor is the drop.
+    """
+    folder = os.fstat(beside)
+    is_kept = folder.st_mode & stat.S_ISVTX and os.geteuid() not in (0, folder.st_uid, facts.st_uid)
+    if is_kept or not os.access(".", os.W_OK | os.X_OK, dir_fd=beside, effective_ids=True):
+        message = f"its folder (mode {stat.S_IMODE(folder.st_mode):04o}, owner {folder.st_uid}) keeps it"
+        raise PermissionError(errno.EACCES, message)
+
+
 def identity(facts: os.stat_result) -> FileIdentity:
     """What is compared to notice a writer that goes on."""
     return FileIdentity(
@@ -132,21 +166,34 @@ def identity(facts: os.stat_result) -> FileIdentity:
     )
 
 
-def _win(drop: Path, batch: Batch) -> bool:
+def _win(drop: Path, batch: Batch, beside: int) -> bool:
     try:
-        files.rename_durable(drop, batch.drop, "claim.drop")
+        files.rename_durable(drop, batch.drop, "claim.drop", source_folder=beside)
     except FileNotFoundError:
         # A network filesystem may report a rename that it did: what decides is our own unique target.
-        return batch.drop.exists()
+        return batch.has_drop
     return True
 
 
 def _unlink_sidecar(batch: Batch) -> None:
-    """Unlink the sidecar that was read, if that same file still stands there and the batch is still ours."""
-    if batch.record.sidecar_inode is None or not batch.drop.exists():
+    """Unlink the sidecar that was read, if that same file still stands there and the batch is still ours.
+
+    One that may not be unlinked, its folder was closed since say, is told and left: the batch goes on.
+    """
+    if batch.record.sidecar_inode is None or not batch.has_drop:
         return
-    beside = layout.sidecar_of(batch.home.inbox / layout.from_exact(batch.record.drop_path))
-    with suppress(FileNotFoundError, NotADirectoryError):
-        facts = os.lstat(beside)
-        if (facts.st_dev, facts.st_ino) == batch.record.sidecar_inode:
-            os.unlink(beside)
+    stood = layout.sidecar_of(layout.from_exact(batch.record.drop_path))
+    try:
+        beside = files.open_folder(batch.home.inbox, stood.parent)
+        try:
+            facts = os.lstat(stood.name, dir_fd=beside)
+            if (facts.st_dev, facts.st_ino) == batch.record.sidecar_inode:
+                os.unlink(stood.name, dir_fd=beside)
+        finally:
+            os.close(beside)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except PermissionError as error:
+        warning = f"its sidecar cannot be removed and holds for the next drop of that name: {error.strerror}"
+        if warning not in batch.record.warnings:
+            batch.save(warnings=(*batch.record.warnings, warning))

@@ -104,15 +104,21 @@ def check(layout: Layout) -> str:
 
 
 def check_writable(layout: Layout) -> None:
-    """Prove by trial that this user can move files between the folders, and that ours are private.
+    """Prove by trial that this user can move files between the folders, and by modes that no other user may.
 
     Raises:
-        SpoolUnavailable: a folder is not writable, on another filesystem, or open to others.
+        SpoolUnavailable: a folder is not writable, on another filesystem, or too open to others.
     """
     for folder in (layout.work, layout.archive):
         mode = stat.S_IMODE(folder.stat().st_mode)
         if mode & 0o077:
             raise SpoolUnavailable(f"{folder} is open to other users (mode {mode:04o}): chmod 700 {folder}")
+    mode = stat.S_IMODE(layout.outbox.stat().st_mode)
+    if mode & stat.S_IWOTH:  # a group is a choice of the operator's; the sticky bit keeps nobody from adding
+        raise SpoolUnavailable(
+            f"{layout.outbox} may be written to by every user (mode {mode:04o}), who could put a link where "
+            f"results belong: chmod o-w {layout.outbox}"
+        )
     name = f".trial-{secrets.token_hex(8)}"
     here = layout.work / name
     try:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import NamedTuple
 
-from spool import layout
+from spool import files, layout
 
 # Deeper folders than this are a mistake (a loop of bind mounts, say), not a team's.
 MAX_DEPTH = 16
@@ -95,7 +95,7 @@ def _look(inbox: Path, relative: Path) -> Iterator[Candidate | Ignored | Path]:
                 if stat.S_ISREG(facts.st_mode):
                     yield Candidate(path, (_key(facts), _sidecar_key(inbox / path)))
                 else:
-                    yield Ignored(path, _kind(facts.st_mode))
+                    yield Ignored(path, files.kind_of(facts.st_mode))
             elif not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
                 yield path
 
@@ -109,18 +109,6 @@ def _sidecar_key(drop: Path) -> tuple[int, int, int, int] | None:
         return _key(os.lstat(layout.sidecar_of(drop)))
     except OSError:  # none there; or the drop's name is so long that none can be
         return None
-
-
-def _kind(mode: int) -> str:
-    for is_kind, name in (
-        (stat.S_ISLNK, "symlink"),
-        (stat.S_ISDIR, "folder"),
-        (stat.S_ISFIFO, "fifo"),
-        (stat.S_ISSOCK, "socket"),
-    ):
-        if is_kind(mode):
-            return name
-    return "device"
 
 
 def key_of(drop: Path) -> Key | None:
@@ -178,7 +166,7 @@ def has_writer(path: Path) -> bool:
     The lease is taken for an instant; whoever opens the file in it sends us SIGIO, which the daemon ignores.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, files.READ_FLAGS)
     except OSError:
         return False  # gone, or unreadable: the claim will say so
     try:

@@ -3,12 +3,14 @@
 No maintained library does all of it (measured: safer 0 fsyncs, boltons 1, only the archived
 atomicwrites 2). A failed fsync is final: the temporary file is dropped and the error is raised, never
 retried on the same descriptor. A target that vanished raises FileNotFoundError, which callers in this
-package read as "the batch was adopted by another daemon".
+package read as "the batch was adopted by another daemon". What others may have put somewhere is opened by
+`open_regular` and `open_folder`, which follow no link and wait for nobody.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +20,9 @@ from spool import failpoints
 from spool.failpoints import Step
 
 TEMPORARY_SUFFIX = ".tmp"
+# How a file is opened that others may have put there: not through a link, not waiting for a FIFO's writer,
+# and no terminal becomes ours.
+READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # One write call per MiB keeps the number of system calls small without holding much in memory.
 BUFFER_BYTES = 1 << 20
 
@@ -29,6 +34,82 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class NotRegular(OSError):
+    """What stands there is no regular file, and was not opened.
+
+    Attributes:
+        kind: symlink, folder, fifo, socket or device.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"it is a {kind}, not a regular file")
+        self.kind = kind
+
+
+def kind_of(mode: int) -> str:
+    """The name of what is no regular file, by the mode that stat gives."""
+    for is_kind, name in (
+        (stat.S_ISLNK, "symlink"),
+        (stat.S_ISDIR, "folder"),
+        (stat.S_ISFIFO, "fifo"),
+        (stat.S_ISSOCK, "socket"),
+    ):
+        if is_kind(mode):
+            return name
+    return "device"
+
+
+def open_regular(path: Path, folder: int | None = None) -> BinaryIO:
+    """Open a file for reading that others may have put there.
+
+    Args:
+        path: what is opened.
+        folder: a descriptor of the folder that a relative path starts from.
+
+    Raises:
+        NotRegular: it is something else.
+        OSError: it cannot be opened.
+    """
+    _must_be_regular(os.lstat(path, dir_fd=folder))
+    descriptor = os.open(path, READ_FLAGS, dir_fd=folder)
+    try:
+        _must_be_regular(os.fstat(descriptor))  # it may have been swapped since
+        return open(descriptor, "rb", buffering=BUFFER_BYTES)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _must_be_regular(facts: os.stat_result) -> None:
+    if not stat.S_ISREG(facts.st_mode):
+        raise NotRegular(kind_of(facts.st_mode))
+
+
+def open_folder(top: Path, relative: Path) -> int:
+    """Open a folder beneath another, part by part: a link in the way leads nowhere, whenever it came there.
+
+    Args:
+        top: where the walk starts; no link itself.
+        relative: the way down from there.
+
+    Returns:
+        A descriptor, for the caller to close.
+
+    Raises:
+        FileNotFoundError: a part is gone.
+        NotADirectoryError: a part is a link, or no folder.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(top, flags)
+    for part in relative.parts:
+        above = descriptor
+        try:
+            descriptor = os.open(part, flags, dir_fd=above)
+        finally:
+            os.close(above)
+    return descriptor
 
 
 @contextmanager
@@ -73,16 +154,26 @@ def write_durable(target: Path, content: bytes, mode: int = 0o600, step: Step | 
         file.write(content)
 
 
-def rename_durable(source: Path, target: Path, step: Step | None = None) -> None:
+def rename_durable(
+    source: Path, target: Path, step: Step | None = None, *, source_folder: int | None = None
+) -> None:
     """Rename and make both folders durable: the target's first, so that a crash never loses the file.
+
+    Args:
+        source: what is renamed.
+        target: always by its full path, which is what fences off an owner whose batch was adopted.
+        step: its name among the crash points.
+        source_folder: a descriptor of the source's folder, where others could swap a link into its path.
 
     Raises:
         FileNotFoundError: the source, or the target's folder, is gone.
     """
     failpoints.reach(step, "before")
-    os.rename(source, target)
+    os.rename(source if source_folder is None else source.name, target, src_dir_fd=source_folder)
     fsync_folder(target.parent)
-    if source.parent != target.parent:
+    if source_folder is not None:
+        os.fsync(source_folder)
+    elif source.parent != target.parent:
         # The old parent may have been renamed meanwhile by whoever adopts it; the name is gone from it
         # anyhow.
         with suppress(FileNotFoundError):

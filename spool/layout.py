@@ -81,7 +81,11 @@ def from_exact(text: str) -> Path:
 
 def readable(relative: Path) -> str:
     """A path as valid, printable text: bytes that are no UTF-8 and control characters are escaped."""
-    text = os.fsencode(relative).decode("utf-8", "backslashreplace")
+    return printable(os.fsencode(relative).decode("utf-8", "backslashreplace"))
+
+
+def printable(text: str) -> str:
+    """Text on one line that drives no terminal: what is not printable is escaped, lone surrogates too."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -4,6 +4,10 @@ A shard is a run of requests that are worked on together; each time one is worke
 is written as one part. The name holds all that progress needs, so counting means listing a folder:
 
     parts/00000012.1.ok127.err1.tok5120     shard 12, attempt 1, 127 answered, 1 failed, 5,120 tokens
+    parts/0012/                             the parts of shards 12 * 256 to 12 * 256 + 255
+
+The first 256 shards stand in parts/ itself, so that a small batch needs no other folder. A million lines are
+8,000 shards, and each task of a run looks for those of its own.
 
 Attempt 0 is the validator's own: the lines that `on_invalid: skip` refused. A shard is done when its parts
 together hold as many results as it has requests; a shard's later attempt runs only what is missing.
@@ -16,12 +20,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from spool import files
 
 FOLDER = "parts"
+# Reading a shard's parts lists the names of this many shards at most, and of the folders.
+FOLDER_SHARDS = 256
 _NAME = re.compile(r"(\d{8})\.(\d+)\.ok(\d+)\.err(\d+)\.tok(\d+)")
 
 
@@ -41,6 +48,12 @@ class Usage(NamedTuple):
     def plus(self, other: Usage) -> Usage:
         """The sum, field by field."""
         return Usage(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def total(usages: Iterable[Usage]) -> Usage:
+    """The sum of many, field by field."""
+    sums = [sum(values) for values in zip(*usages, strict=True)]
+    return Usage(*sums)
 
 
 class Result(NamedTuple):
@@ -97,12 +110,14 @@ def write(batch: Path, shard: int, attempt: int, results: Iterable[Result]) -> P
         FileNotFoundError: the batch was adopted by another daemon.
     """
     rows = list(results)
-    usage = Usage()
-    for row in rows:
-        usage = usage.plus(row.usage)
+    usage = total(row.usage for row in rows)
     completed = sum(row.ok for row in rows)
     name = PartName(shard, attempt, completed, len(rows) - completed, usage.total_tokens)
-    files.write_durable(batch / FOLDER / str(name), b"".join(map(_render, rows)), step="part")
+    folder = _folder(batch, shard)
+    if folder.name != FOLDER:
+        with suppress(FileExistsError):
+            files.make_folder(folder)  # of an adopted batch the parent is gone as well
+    files.write_durable(folder / str(name), b"".join(map(_render, rows)), step="part")
     return name
 
 
@@ -112,9 +127,55 @@ def list_parts(batch: Path) -> list[PartName]:
     Raises:
         FileNotFoundError: the batch was adopted by another daemon.
     """
-    with os.scandir(batch / FOLDER) as entries:
-        found = [PartName.parse(entry.name) for entry in entries]
-    return sorted(name for name in found if name)
+    names, folders = _scan(batch / FOLDER)
+    for folder in folders:
+        names += _scan(folder)[0]
+    return sorted(names)
+
+
+def list_shard(batch: Path, shard: int) -> list[PartName]:
+    """The parts of one shard, by attempt.
+
+    Raises:
+        FileNotFoundError: the batch was adopted by another daemon.
+    """
+    names, folders = _scan(batch / FOLDER)  # all shards stood there before there were folders
+    folder = _folder(batch, shard)
+    if folder in folders:
+        names += _scan(folder)[0]
+    return sorted(name for name in names if name.shard == shard)
+
+
+def folders(batch: Path) -> list[Path]:
+    """Where parts stand: parts/ and the folders in it; none of a batch that has no plan yet."""
+    try:
+        return [batch / FOLDER, *_scan(batch / FOLDER)[1]]
+    except FileNotFoundError:
+        return []
+
+
+def path_of(batch: Path, name: PartName) -> Path:
+    """Where a part stands."""
+    path = _folder(batch, name.shard) / str(name)
+    old = batch / FOLDER / str(name)
+    return old if path != old and old.exists() else path
+
+
+def _folder(batch: Path, shard: int) -> Path:
+    number = shard // FOLDER_SHARDS
+    return batch / FOLDER / f"{number:04d}" if number else batch / FOLDER
+
+
+def _scan(folder: Path) -> tuple[list[PartName], list[Path]]:
+    """The parts in a folder, and the folders in it."""
+    names, folders = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if name := PartName.parse(entry.name):
+                names.append(name)
+            elif entry.is_dir(follow_symlinks=False):
+                folders.append(Path(entry.path))
+    return names, folders
 
 
 class Tally(NamedTuple):
@@ -179,13 +240,20 @@ def read(batch: Path, name: PartName) -> Iterator[Result]:
     Raises:
         ValueError: the part is damaged; the message names it.
     """
-    with open(batch / FOLDER / str(name), "rb") as file:
-        rows = 0
-        for row in file:
-            rows += 1
-            yield _parse(row, name)
-    if rows != name.results:
-        raise ValueError(f"part {name} holds {rows} results, its name says {name.results}")
+    rows = path_of(batch, name).read_bytes().split(b"\n")
+    is_whole = rows.pop() == b""
+    for row in rows:
+        try:
+            line, ok, *counts, text = row.split(b"\t", 6)
+            usage = Usage(*map(int, counts))
+            result = Result(int(line), ok != b"0", usage, text)
+        except (ValueError, TypeError):
+            raise ValueError(f"part {name} holds a damaged row") from None
+        yield result
+    if not is_whole:
+        raise ValueError(f"part {name} holds a damaged row")
+    if len(rows) != name.results:
+        raise ValueError(f"part {name} holds {len(rows)} results, its name says {name.results}")
 
 
 def _render(result: Result) -> bytes:
@@ -199,11 +267,3 @@ def _render(result: Result) -> bytes:
         usage.reasoning_tokens,
         result.text,
     )
-
-
-def _parse(row: bytes, name: PartName) -> Result:
-    fields = row.split(b"\t", 6)
-    if len(fields) != 7 or not row.endswith(b"\n"):
-        raise ValueError(f"part {name} holds a damaged row")
-    line, ok, *usage = map(int, fields[:6])
-    return Result(line, bool(ok), Usage(*usage), fields[6][:-1])

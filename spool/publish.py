@@ -77,7 +77,8 @@ def _is_shown(batch: Batch) -> bool:
     if not batch.is_placed:
         return False
     try:
-        shown = orjson.loads((batch.outbox / layout.STATUS_FILE).read_bytes())
+        with files.open_regular(batch.outbox / layout.STATUS_FILE) as file:
+            shown = orjson.loads(file.read())
     except (OSError, orjson.JSONDecodeError):
         return False
     assert batch.final is not None

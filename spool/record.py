@@ -126,8 +126,9 @@ class Record(Frozen):
         submitted_at: time of the claim.
         deadline_at: when what is unfinished expires.
         runs: runs begun; numbers the attempts of shards.
-        crashes: unclean adoptions in a row without a new part.
-        parts: parts seen at the last adoption.
+        crashes: unclean adoptions in a row without a new part or a new attempt.
+        parts: parts seen at the last unclean adoption.
+        attempts: digest of the attempts seen there; narrowing a poison down brings no parts.
         cancel_requested_at: when the user's cancel was seen.
         errors: what validation found, at most limits.max_reported_errors of them.
     """
@@ -153,6 +154,7 @@ class Record(Frozen):
     runs: int = 0
     crashes: int = 0
     parts: int = 0
+    attempts: str = ""
     errors: tuple[LineError, ...] = ()
     warnings: tuple[str, ...] = ()
     history: tuple[Event, ...] = ()

@@ -6,6 +6,7 @@ one wins, and the old owner finds its paths gone. What the folder holds says wha
     no record.json, no drop.jsonl   a claim that had not begun          removed
     record.json, no drop.jsonl      a claim that was lost or cut off    removed; the drop stands in the inbox
     drop.jsonl, no plan in record   claimed, maybe not validated        the claim's last steps, validated anew
+    drop.jsonl is no regular file   swapped in at the claim             as above: validation fails it
     a plan in the record            valid                               queued; parts that exist are done
     final.json                      committed                           rolled forward, never decided again
     a record of another version     not ours to judge                   left where it is, loudly
@@ -79,7 +80,7 @@ def _adopt_one(home: layout.Layout, theirs: Path, ours: Path, mode: int) -> Batc
         final = read_final(theirs)
     except FileNotFoundError:
         record, final = None, None
-        if (theirs / layout.DROP_FILE).exists():
+        if os.path.lexists(theirs / layout.DROP_FILE):
             raise RecordUnknown(f"{theirs} holds a drop but no record") from None
     failpoints.reach("adopt", "before")
     os.rename(theirs, ours)
@@ -89,7 +90,7 @@ def _adopt_one(home: layout.Layout, theirs: Path, ours: Path, mode: int) -> Batc
             os.rmdir(ours)
         return None
     batch = Batch(home, ours, record, mode=mode, final=final)
-    if batch.drop.exists():
+    if batch.has_drop:
         return batch
     batch.discard()
     return None
@@ -104,11 +105,13 @@ def _settle(batch: Batch, was_clean: bool, report: Callable[[str, str], None]) -
     record = batch.record
     try:
         control.clear_stop(batch.folder)
-        files.remove_temporaries(batch.folder / name for name in (".", parts.FOLDER, attempts.FOLDER))
+        files.remove_temporaries([batch.folder, batch.folder / attempts.FOLDER, *parts.folders(batch.folder)])
         was_validated = record.phase is Phase.VALIDATING and (batch.folder / plan.FOLDER).exists()
         if was_clean or batch.final or not (was_validated or record.phase in (Phase.RUNNING, Phase.MERGING)):
             return
         done = len(parts.list_parts(batch.folder)) if record.plan else 0
-        batch.save(crashes=1 if done > record.parts else record.crashes + 1, parts=done)
+        noted = attempts.digest(batch.folder)
+        is_news = done > record.parts or noted != record.attempts
+        batch.save(crashes=1 if is_news else record.crashes + 1, parts=done, attempts=noted)
     except (OSError, BatchGone) as error:
         report("adoption_incomplete", f"{batch.id}: {error}")

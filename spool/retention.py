@@ -5,6 +5,7 @@ Limits: sizes are those of the files, not of the blocks they take.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 
 class Kept(NamedTuple):
-    """A finished batch in archive/."""
+    """A finished batch in archive/; one whose deletion was cut off counts as the oldest."""
 
     path: Path
     ended_at: float
@@ -27,7 +28,8 @@ def list_kept(archive: Path) -> list[Kept]:
         if not folder.is_dir() or folder.is_symlink():
             continue
         size_bytes = sum(os.lstat(folder / file).st_size for file in os.listdir(folder))
-        kept.append(Kept(folder, folder.stat().st_ctime, size_bytes))
+        ended_at = float("-inf") if name.startswith(".") else folder.stat().st_ctime
+        kept.append(Kept(folder, ended_at, size_bytes))
     return sorted(kept, key=lambda batch: batch.ended_at)
 
 
@@ -44,7 +46,15 @@ def to_delete(kept: list[Kept], now: float, max_days: float, max_bytes: int) -> 
 
 
 def delete(batch: Kept) -> None:
-    """Remove one batch; by a rename first, so that a crash leaves no half of one under its name."""
-    doomed = batch.path.with_name(f".{batch.path.name}.deleted")
-    os.rename(batch.path, doomed)
+    """Remove one batch; by a rename first, so that a crash leaves no half of one under its name.
+
+    Raises:
+        OSError: something is left of it: a folder of another user's was dropped, say; tried again later.
+    """
+    doomed = batch.path
+    if not doomed.name.startswith("."):
+        doomed = batch.path.with_name(f".{batch.path.name}.deleted")
+        os.rename(batch.path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
+    if doomed.exists():
+        raise OSError(errno.ENOTEMPTY, "cannot be removed wholly", str(doomed))

@@ -194,8 +194,12 @@ class Daemon:
 
     def lines(self, name: str, file: str = "output.jsonl") -> list[dict[str, Any]]:
         """The lines of a result file; none where it does not exist."""
-        path = self.spool / "outbox" / name / file
-        return [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+        return rows(self.spool / "outbox" / name / file)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a result file; none where it does not exist."""
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
 
 def answers(rows: list[dict[str, Any]]) -> dict[str, str]:

@@ -62,6 +62,7 @@ class Run:
         self.fails_after: int | None = None
         self.heeds_stop = True
         self.calls: list[list[str]] = []
+        self.answered = 0
 
     def __call__(self, works: list[Work], model: str, resources: dict[str, float]) -> None:
         self.calls.append([work.folder.name for work in works])
@@ -74,8 +75,7 @@ class Run:
     def _shard(self, work: Work, shard: plan.Shard) -> None:
         done = {
             result.line
-            for name in parts.list_parts(work.folder)
-            if name.shard == shard.index
+            for name in parts.list_shard(work.folder, shard.index)
             for result in parts.read(work.folder, name)
         }
         results: list[Result] = []
@@ -95,8 +95,27 @@ class Run:
             key = lines.request_key("batch_x", line)
             text = lines.response_line(key, custom_id, 200, _answer(raw))
             results.append(Result(line, True, Usage(2, 0, 1, 0), text))
+            self.answered += 1
         if results:
             parts.write(work.folder, shard.index, work.attempt, results)
+
+
+class Paced(Run):
+    """Answers a batch up to a number of lines and then waits to be stopped.
+
+    `limits` are those of its runs, each counted over all runs so far; the last one holds for all that follow.
+    """
+
+    def __init__(self, *limits: int) -> None:
+        super().__init__()
+        self._limits = limits
+        self.may_go_on.clear()
+
+    def _shard(self, work: Work, shard: plan.Shard) -> None:
+        done = sum(name.results for name in parts.list_parts(work.folder))
+        limit = self._limits[min(work.attempt, len(self._limits)) - 1]
+        self.answers_before_wait = max(0, limit - done)
+        super()._shard(work, shard)
 
 
 def _answer(raw: bytes) -> bytes:
@@ -108,7 +127,9 @@ def _answer(raw: bytes) -> bytes:
 class Daemon:
     """A loop that a test drives pass by pass."""
 
-    def __init__(self, tmp_path: Path, fleet: Fleet | None = None, **sections: Any) -> None:
+    def __init__(
+        self, tmp_path: Path, fleet: Fleet | None = None, run: Run | None = None, **sections: Any
+    ) -> None:
         self.settings = Settings(
             models=({"name": "m", "kind": "echo", **sections.pop("model", {})},),
             spool={"root": str(tmp_path / "spool"), "min_free_bytes": 0, **sections.pop("spool", {})},
@@ -117,7 +138,7 @@ class Daemon:
         )
         self.home = create.open_or_create(tmp_path / "spool")
         self.wake = threading.Event()
-        self.run = Run()
+        self.run = run or Run()
         self.lease = lease.Lease(self.home, heartbeat_s=5, expire_s=60)
         self.metrics = metrics.Metrics(prometheus_client.CollectorRegistry(), ["m"])
         self.health = http.Health(60)

@@ -50,7 +50,7 @@ def _show_one(home: layout.Layout, arguments: argparse.Namespace) -> None:
         print(orjson.dumps(shown.tree, option=orjson.OPT_INDENT_2).decode())
         return
     for label, value in _details(shown):
-        print(f"{label:<11}{value}")
+        print(f"{label:<11}{layout.printable(value)}")  # a reason may quote an engine, which quotes a request
 
 
 def _details(shown: outbox.Shown) -> list[tuple[str, str]]:

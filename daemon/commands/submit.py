@@ -186,6 +186,6 @@ def _end(home: layout.Layout, shown: outbox.Shown) -> int:
             print(home.outbox / (file if "/" in file else f"{shown.name}/{file}"))
     for problem in (tree["errors"] or {}).get("data", []):
         where = f"line {problem['line']}: " if problem["line"] else ""
-        print(f"{where}{problem['code']}: {problem['message']}", file=sys.stderr)
+        print(layout.printable(f"{where}{problem['code']}: {problem['message']}"), file=sys.stderr)
     total, _, failed = shown.counts
     return Exit.DONE if shown.status == "completed" and failed == 0 and total > 0 else Exit.FAILED

@@ -20,7 +20,7 @@ from tests.faults import light_daemon
 PAUSE_S = 0.02
 
 
-def check_then_create(drop: Path, batch: Batch) -> bool:
+def check_then_create(drop: Path, batch: Batch, beside: int) -> bool:
     """What claim._win must not be."""
     if not drop.exists():
         return False

@@ -187,6 +187,6 @@ def sample(seed: int, rounds: int, most: int = 40) -> list[tuple[Fault, bool]]:
     """Rounds drawn by chance: each call and error about equally often."""
     chance = random.Random(seed)
     chosen = []
-    for call, error, count, adopts in chance.sample(list(sweeps(full=True)) * 4, rounds):
+    for call, error, count, adopts in chance.choices(list(sweeps(full=True)), k=rounds):
         chosen.append((Fault(call, error, chance.randint(1, most), count), adopts))
     return chosen

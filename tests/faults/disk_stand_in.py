@@ -1,4 +1,4 @@
-"""The process that the disk's faults are done to: the real loop on a spool, a stand-in for the run, no Ray.
+"""The process that faults are done to: the real loop on a spool, a stand-in for the run, no Ray.
 
 Started once as a nursery, which imports everything, works through one batch to be warm, and then forks off
 one process for each line of JSON on its standard input (`Wishes`). The child stops itself where it was told
@@ -19,12 +19,12 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO, cast
+from typing import Literal, TextIO, cast
 
 from config.settings import LogSettings
 from daemon import logs
 from pipeline.run import Work
-from spool import control, create, files, plan
+from spool import attempts, control, create, failpoints, files, plan
 from spool.errors import SpoolError
 from tests import loops
 
@@ -44,6 +44,10 @@ class Wishes:
         speed: how fast its monotonic clock goes, so that its pauses after an I/O error are short.
         unix_offset_s: how wrong its wall clock is.
         jump_s: by how much its wall clock jumps when the first part is durable.
+        ending: what happens to all batches when the first part is durable: their users cancel them, or their
+            deadlines pass.
+        is_late: from the start on, everything is cancelled by its user and past its deadline.
+        failpoint: where it exits, as FAILPOINT says it.
         has_fsync: without, no fsync reaches the disk; the negative control.
         stays: go on looking for drops until SIGTERM.
     """
@@ -57,18 +61,26 @@ class Wishes:
     min_free_bytes: int = 0
     unix_offset_s: float = 0.0
     jump_s: float = 0.0
+    ending: Literal["", "cancelled", "expired"] = ""
+    is_late: bool = False
+    failpoint: str = ""
     has_fsync: bool = True
     stays: bool = False
 
 
 class SlowRun(loops.Run):
-    """A run whose shards take their time, and that obeys a stop between two of them."""
+    """A run whose shards take their time, and that obeys a stop between two of them.
+
+    An engine dies once under each shard, so that its requests are on record as suspects.
+    """
 
     def __init__(self, shard_s: float) -> None:
         super().__init__()
         self._shard_s = shard_s
 
     def _shard(self, work: Work, shard: plan.Shard) -> None:
+        if not attempts.read(work.folder, shard.index):
+            attempts.write(work.folder, shard.index, {shard.first_line: attempts.Suspect(40, 0)})
         ends_at = time.perf_counter() + self._shard_s
         while time.perf_counter() < ends_at and not control.must_stop(work.folder):
             time.sleep(0.01)
@@ -116,12 +128,16 @@ def work(wishes: Wishes) -> int:
     _stop_before("loop", wishes)
     ends_at = time.perf_counter() + wishes.limit_s
     is_done = False
-    jump = _Jump(wishes.jump_s)
+    turn = _Turn(wishes)
+    if wishes.is_late:
+        turn.comes(daemon)
+    failpoints.arm(wishes.failpoint)
     while not stop.is_set() and not is_done and time.perf_counter() < ends_at:
-        wait_s = daemon.loop.step(time.monotonic(), is_woken=True)
+        wait_s = daemon.loop.step(time.monotonic() + turn.later_s, is_woken=True)
         daemon.wake.wait(min(wait_s, 0.05))
         daemon.wake.clear()
-        jump.look(daemon)
+        if turn.is_awaited and any(daemon.home.work.glob("*/batch_*/parts/*.ok*")):
+            turn.comes(daemon)
         is_done = not wishes.stays and _is_idle(daemon)
     if not is_done and not stop.is_set():
         return STUCK
@@ -141,16 +157,28 @@ def _is_idle(daemon: loops.Daemon) -> bool:
     return not (daemon.lifecycle.held or drops or others)
 
 
-class _Jump:
-    """A wall clock that jumps once, in mid-batch."""
+class _Turn:
+    """What happens once, in mid-batch or to a process that comes late.
 
-    def __init__(self, jump_s: float) -> None:
-        self._left_s = jump_s
+    Attributes:
+        later_s: by how much the daemon's time is ahead of the clock's.
+    """
 
-    def look(self, daemon: loops.Daemon) -> None:
-        if self._left_s and any(daemon.home.work.glob("*/batch_*/parts/*.ok*")):
-            _shift_time(self._left_s)
-            self._left_s = 0.0
+    def __init__(self, wishes: Wishes) -> None:
+        self._wishes = wishes
+        # Nothing is looked for where nothing is to come: a look that meets the fault would end the process.
+        self.is_awaited = bool(wishes.jump_s or wishes.ending)
+        self.later_s = 0.0
+
+    def comes(self, daemon: loops.Daemon) -> None:
+        self.is_awaited = False
+        if self._wishes.jump_s:
+            _shift_time(self._wishes.jump_s)
+        if self._wishes.ending == "cancelled" or self._wishes.is_late:
+            for folder in daemon.home.outbox.iterdir():
+                control.request_cancel(folder)
+        if self._wishes.ending == "expired" or self._wishes.is_late:
+            self.later_s = float(daemon.settings.batches.completion_window)
 
 
 def _shift_time(seconds: float) -> None:

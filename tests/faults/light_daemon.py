@@ -37,7 +37,7 @@ class Fleet:
     def __init__(self, configured: Settings) -> None:
         self._models = [model.name for model in configured.models]
 
-    def start_ray(self) -> None:
+    def start_ray(self, on_lost: Any) -> None:
         """Nothing to start."""
 
     def start_engines(self) -> None:
@@ -49,6 +49,9 @@ class Fleet:
 
     def stop(self) -> None:
         """Nothing to stop."""
+
+    def stop_engines(self) -> None:
+        """Likewise."""
 
 
 def run(works: list[Work], model: str, fleet: Any, configured: Settings, resources: Any) -> None:
@@ -65,7 +68,7 @@ def run(works: list[Work], model: str, fleet: Any, configured: Settings, resourc
 
 def _answer(work: Work, shard: plan.Shard, latency_s: float) -> bool:
     """Answer one shard; False if the batch was stopped meanwhile."""
-    names = [name for name in parts.list_parts(work.folder) if name.shard == shard.index]
+    names = parts.list_shard(work.folder, shard.index)
     done = {result.line for name in names for result in parts.read(work.folder, name)}
     results = [
         _result(work, line, raw) for line, raw in plan.read_requests(work.folder, shard) if line not in done

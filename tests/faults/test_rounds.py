@@ -16,7 +16,7 @@ from tests.faults import catalog, rounds
 from tests.faults.judgement import Round
 from tests.faults.nodes import Engine
 
-# Fault and rounds. All but the slow ones took 108 s on two cores beside other work (measured 2026-11-23).
+# Fault and rounds: few, so that tests/faults takes two minutes on two idle cores.
 LIGHT = {
     "kill -9 daemon": 3,
     "exit at a named point": 2,
@@ -27,11 +27,8 @@ LIGHT = {
     "clock jumps 1 h": 2,
     "4 daemons, kill -9 and SIGSTOP": 1,
 }
-RAY = [
-    "kill -9 engine replica",
-    pytest.param("kill -9 Ray worker", marks=pytest.mark.slow),
-    pytest.param("Ray worker outlives its daemon", marks=pytest.mark.slow),
-]
+# Each needs a Ray or two of its own; deaths of replicas and workers are in tests/integration as well.
+RAY = ["kill -9 engine replica", "kill -9 Ray worker", "Ray worker outlives its daemon"]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +52,7 @@ def test_the_real_daemon_loses_and_doubles_nothing(name: str, hosts: rounds.Host
         assert done.verdict.is_right, done.verdict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RAY)
 def test_runs_on_ray_lose_and_double_nothing(name: str, hosts: rounds.Hosts, tmp_path: Path) -> None:
     """The echo engine on a real Ray, of which processes are killed."""

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from daemon import lifecycle
 from pipeline import errors, validate
-from spool import control, parts
+from pipeline.run import Work
+from spool import attempts, control, parts
 from spool.errors import InstanceLost
 from tests.loops import Daemon, Fleet
 
@@ -337,6 +339,29 @@ def test_runs_that_progress_may_fail_for_ever(make: Callable[..., Daemon]) -> No
         later_s += 2
     assert daemon.status().request_counts.completed == 20
     assert len(daemon.run.calls) >= 10
+
+
+def test_runs_that_narrow_a_poison_down_may_fail_as_well(make: Callable[..., Daemon]) -> None:
+    """A model that takes too long to come back ends each run, but each has noted who is suspected."""
+    daemon = make()
+    daemon.run.error = errors.RunError("its engine did not come back")
+    daemon.drop(count=3)
+    noted = iter(range(2 * lifecycle.MAX_FAILURES))
+
+    def die(works: list[Work], *rest: Any) -> None:
+        if (kills := next(noted, None)) is None:
+            daemon.run.error = None
+        else:
+            attempts.write(works[0].folder, 0, {1: attempts.Suspect(1, kills)})
+        daemon.run(works, *rest)
+
+    daemon.runs._execute = die
+    later_s = 0.0
+    while not daemon.is_at("completed")() and later_s < 1000:
+        daemon.step(later_s)
+        daemon.wake.wait(0.02)
+        later_s += 2
+    assert daemon.status().request_counts.completed == 3
 
 
 def test_io_errors_are_no_failed_runs(make: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch) -> None:

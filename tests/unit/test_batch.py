@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -11,8 +12,8 @@ import orjson
 import pytest
 from openai.types import Batch as OpenAIBatch
 
+from spool import attempts, claim, control, layout, parts, publish, recover, status
 from spool import batch as batches
-from spool import claim, control, layout, parts, publish, recover, status
 from spool.batch import Batch
 from spool.errors import BatchGone, ResultsLost
 from spool.record import FileFacts, Final, Phase, Record, Status
@@ -71,6 +72,41 @@ def test_a_sidecar_is_read_and_unlinked(tmp_path: Path) -> None:
     assert os.listdir(home.inbox) == []
     shown = _status(batch)
     assert (shown.expires_at, shown.completion_window, shown.metadata) == (4600, "1h", {"team": "a"})
+
+
+def test_a_sidecar_that_cannot_be_removed_is_told_and_holds_up_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder was closed after the claim, say: once the batch waited for that for ever."""
+    home, instance = spools.make(tmp_path)
+    (home.inbox / "jan.batch.yaml").write_text("pool: spot")
+
+    def refuse(path: object, **more: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    batch = spools.claimed(home, instance)
+    claim.finish(batch)
+    monkeypatch.undo()
+    [warning] = batch.record.warnings
+    assert "sidecar cannot be removed" in warning
+    assert _status(batch).status == "validating"
+    assert os.listdir(home.inbox) == ["jan.batch.yaml"]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "symlink"])
+def test_what_a_reader_puts_in_the_place_of_status_json_is_replaced(tmp_path: Path, kind: str) -> None:
+    """With a spool.mode that lets a group write: nothing waits for a FIFO's writer, no link is followed."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.claimed(home, instance)
+    (batch.outbox / "status.json").unlink()
+    if kind == "fifo":
+        os.mkfifo(batch.outbox / "status.json")
+    else:
+        os.symlink(tmp_path / "elsewhere", batch.outbox / "status.json")
+    batch.show()
+    assert _status(batch).status == "validating"
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_bad_sidecar_is_kept_in_the_record(tmp_path: Path) -> None:
@@ -181,6 +217,40 @@ def test_crashes_start_anew_when_a_part_was_added(tmp_path: Path) -> None:
     parts.write(batch.folder, 0, 1, [parts.Result(0, True, parts.Usage(), b"{}")])
     (adopted,), _ = _adopt(home, instance)
     assert (adopted.record.crashes, adopted.record.parts) == (1, 1)
+
+
+def test_narrowing_down_a_poison_is_progress_though_it_brings_no_part(tmp_path: Path) -> None:
+    """A daemon that was killed again and again in the course of it once gave all open lines up."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.planned(spools.claimed(home, instance))
+    batch.save(phase=Phase.RUNNING)
+    for suspect in [(40, 0), (5, 0), (1, 0), (1, 1), (1, 2), (1, 3)]:
+        attempts.write(batch.folder, 0, {1: attempts.Suspect(*suspect)})
+        (batch,), _ = _adopt(home, batch.folder.parent)
+        assert batch.record.crashes == 1
+    for crashes in range(2, recover.MAX_CRASHES + 1):
+        (batch,), _ = _adopt(home, batch.folder.parent)
+        assert batch.record.crashes == crashes
+    attempts.write(batch.folder, 7, {900: attempts.Suspect(40, 0)})
+    (batch,), _ = _adopt(home, batch.folder.parent)
+    assert batch.record.crashes == 1
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    """Temporary files, also in the folders that parts/ has in a large batch; the parts stay."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.planned(spools.claimed(home, instance))
+    shards = (0, parts.FOLDER_SHARDS)
+    names = [
+        parts.write(batch.folder, shard, 1, [parts.Result(shard, True, parts.Usage(), b"{}")])
+        for shard in shards
+    ]
+    for name in names:
+        path = parts.path_of(batch.folder, name)
+        path.with_name(f"{name}.1-ab.tmp").touch()
+    (adopted,), _ = _adopt(home, instance)
+    assert parts.list_parts(adopted.folder) == names
+    assert [path for path in adopted.folder.rglob("*") if path.name.endswith(".tmp")] == []
 
 
 def test_a_claim_cut_off_before_its_rename_leaves_the_drop_in_the_inbox(tmp_path: Path) -> None:

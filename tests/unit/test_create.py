@@ -46,6 +46,19 @@ def test_a_format_that_is_unknown_is_left_alone(tmp_path: Path, content: bytes) 
     assert home.identity.read_bytes() == content
 
 
+def test_an_outbox_may_be_open_to_a_group_but_not_to_everyone(tmp_path: Path) -> None:
+    """Who may write there can put a link where results belong; a group is the operator's choice."""
+    home = create.create(tmp_path / "spool")
+    for mode in (0o755, 0o775, 0o2770, 0o1770):
+        home.outbox.chmod(mode)
+        create.check_writable(home)
+    for mode in (0o777, 0o1777, 0o702):
+        home.outbox.chmod(mode)
+        with pytest.raises(SpoolUnavailable, match=f"chmod o-w {home.outbox}") as caught:
+            create.check_writable(home)
+        assert "\n" not in str(caught.value)
+
+
 def test_private_folders_that_are_open_to_others_stop_the_start(tmp_path: Path) -> None:
     """With the command that mends it."""
     home = create.create(tmp_path / "spool")

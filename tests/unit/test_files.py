@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,78 @@ def test_a_vanished_folder_is_file_not_found(tmp_path: Path) -> None:
     """Which the batch reads as `adopted by another daemon`."""
     with pytest.raises(FileNotFoundError):
         files.write_durable(tmp_path / "gone" / "a", b"")
+
+
+def test_a_folder_is_opened_through_no_link(tmp_path: Path) -> None:
+    """Neither at its end nor on the way, nor where the walk starts."""
+    (tmp_path / "top/a/b").mkdir(parents=True)
+    (tmp_path / "top/a/file").touch()
+    os.symlink("a", tmp_path / "top/link")
+    os.symlink("top", tmp_path / "also-top")
+    before = len(os.listdir("/proc/self/fd"))
+    for relative in ("", "a", "a/b"):
+        descriptor = files.open_folder(tmp_path / "top", Path(relative))
+        assert os.path.samestat(os.fstat(descriptor), (tmp_path / "top" / relative).stat())
+        os.close(descriptor)
+    for top, relative in (("top", "link"), ("top", "link/b"), ("top", "a/file"), ("also-top", "a")):
+        with pytest.raises(NotADirectoryError):
+            files.open_folder(tmp_path / top, Path(relative))
+    with pytest.raises(FileNotFoundError):
+        files.open_folder(tmp_path / "top", Path("a/c"))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("kind", ["symlink", "folder", "fifo", "socket"])
+def test_what_is_no_regular_file_is_not_opened(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has a name, and opening it neither hangs nor leaves a descriptor."""
+    path = tmp_path / "x"
+    match kind:
+        case "symlink":
+            os.symlink("/etc/passwd", path)
+        case "folder":
+            path.mkdir()
+        case "fifo":
+            os.mkfifo(path)
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as bound:
+                monkeypatch.chdir(tmp_path)  # a socket's path has 108 bytes at most
+                bound.bind("x")
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(files.NotRegular, match=f"it is a {kind}, not a regular file") as caught:
+        files.open_regular(path)
+    assert caught.value.kind == kind
+    # Also where it was swapped in after the look.
+    monkeypatch.setattr(os, "lstat", lambda *given, **more: os.stat("/etc/passwd"))
+    with pytest.raises(OSError):
+        files.open_regular(path)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_regular_file_is_opened(tmp_path: Path) -> None:
+    """By its path, or from a descriptor of its folder."""
+    (tmp_path / "x").write_bytes(b"content")
+    folder = files.open_folder(tmp_path, Path())
+    for path, within in ((tmp_path / "x", None), (Path("x"), folder)):
+        with files.open_regular(path, within) as file:
+            assert file.read() == b"content"
+    os.close(folder)
+
+
+def test_a_file_is_moved_out_of_the_folder_that_was_opened(tmp_path: Path) -> None:
+    """Whatever stands at the folder's path by now."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/x").write_bytes(b"mine")
+    folder = files.open_folder(tmp_path, Path("in"))
+    (tmp_path / "in").rename(tmp_path / "aside")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/x").write_bytes(b"yours")
+    (tmp_path / "out").mkdir()
+    files.rename_durable(tmp_path / "in/x", tmp_path / "out/y", source_folder=folder)
+    os.close(folder)
+    assert (tmp_path / "out/y").read_bytes() == b"mine"
+    assert (tmp_path / "in/x").read_bytes() == b"yours"
 
 
 def test_temporaries_of_killed_writers_are_removed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import resource
 import subprocess
@@ -13,10 +14,12 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from pydantic import ByteSize
 
 from config.settings import LimitSettings
-from pipeline import requests, validate, validate_lines, validate_size
+from pipeline import request_guards, requests, validate, validate_lines, validate_size
 from pipeline.request_guards import Problem
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -139,6 +142,39 @@ def test_tools_are_capped_together() -> None:
     assert problem_of("/v1/chat/completions", {"tools": tools}, max_grammar_bytes=0) is None
 
 
+@pytest.mark.parametrize(
+    ("url", "field", "item"),
+    [
+        ("/v1/embeddings", "input", "x"),
+        ("/v1/embeddings", "input", [1, 2]),
+        ("/v1/embeddings", "input", [{"role": "user", "content": "x"}]),
+        ("/v1/embeddings", "messages", [{"role": "user", "content": "x"}]),
+        ("/v1/rerank", "documents", "x"),
+        ("/v1/rerank", "documents", {"content": [{"type": "text", "text": "x"}]}),
+        *[
+            ("/v1/score", field, "x")
+            for field in ("text_1", "text_2", "data_1", "data_2", "queries", "items")
+        ],
+    ],
+)
+def test_inputs_are_capped(url: str, field: str, item: Any) -> None:
+    """Each is a request of its own to the engine, and vLLM takes a million of them from one line."""
+    most = request_guards.MAX_INPUTS
+    assert problem_of(url, {field: [item] * most}) is None
+    problem = problem_of(url, {field: [item] * (most + 1)})
+    assert problem is not None
+    assert (problem.code, problem.param) == ("invalid_request", f"body.{field}")
+    assert f"at most {most}" in problem.message
+
+
+def test_a_long_input_is_one_input() -> None:
+    """Tokens of one text, and the messages of one conversation, are as many as a line holds."""
+    assert problem_of("/v1/embeddings", {"input": [7] * 30_000}) is None
+    message = {"role": "user", "content": "x"}
+    for url, field in (("/v1/responses", "input"), ("/v1/chat/completions", "messages")):
+        assert problem_of(url, {field: [message] * 3_000}) is None
+
+
 def test_logprobs_of_named_tokens_are_capped() -> None:
     """Each named token is one more logprob at each position."""
     body = {"logprobs": True, "logprob_token_ids": list(range(21))}
@@ -177,8 +213,6 @@ def test_every_field_of_vllms_models_is_judged() -> None:
     from vllm.entrypoints.pooling.embed.protocol import EmbeddingRequest
     from vllm.entrypoints.pooling.scoring.protocol import RerankRequest, ScoreRequest
 
-    from pipeline import request_guards
-
     models: list[Any] = [ChatCompletionRequest, CompletionRequest, ResponsesRequest, RerankRequest]
     models += typing.get_args(ScoreRequest)
     models += typing.get_args(typing.get_args(EmbeddingRequest)[0])
@@ -188,11 +222,22 @@ def test_every_field_of_vllms_models_is_judged() -> None:
 
 
 @pytest.mark.engine
+def test_every_parameter_of_a_chat_template_is_judged() -> None:
+    """vLLM passes chat_template_kwargs on to the tokenizer: its own parameters are refused there too."""
+    from transformers import PythonBackend
+
+    # What a template reads.
+    harmless = {"tools", "documents", "add_generation_prompt", "continue_final_message"}
+    for name in set(inspect.signature(PythonBackend.apply_chat_template).parameters) - {"self", "kwargs"}:
+        for url in NEEDS:
+            problem = problem_of(url, {"chat_template_kwargs": {name: None}})
+            assert (problem is None) == (name in harmless), name
+
+
+@pytest.mark.engine
 def test_every_kind_of_part_is_judged() -> None:
     """What vLLM's chat parser knows is text, or guarded by its key and its type."""
     from vllm.renderers import chat_utils
-
-    from pipeline import request_guards
 
     known = set(chat_utils.MM_PARSER_MAP)
     assert known - TEXT_PARTS <= request_guards._MEDIA_KEYS | request_guards._TENSOR_KEYS
@@ -208,6 +253,66 @@ def test_every_kind_of_tool_is_judged() -> None:
     for model in typing.get_args(typing.get_args(Tool)[0]):
         for kind in typing.get_args(model.model_fields["type"].annotation):
             assert (problem_of("/v1/responses", tool(type=kind)) is None) == (kind in ours), kind
+
+
+URL_PIECES = [
+    "http",
+    "https",
+    "file",
+    "data",
+    ":",
+    "/",
+    "//",
+    "\\",
+    "@",
+    "?",
+    "#",
+    ".",
+    "%2f",
+    "%00",
+    "[",
+    "]",
+    "::1",
+]
+URL_PIECES += [
+    "a.org",
+    "A.ORG",
+    "b.org",
+    "evil",
+    "127.0.0.1",
+    "0x7f.1",
+    ":80",
+    ":",
+    " ",
+    "\t",
+    "\n",
+    "\u3002",
+    "\uff0f",
+]
+URL_PIECES += ["http://", "https://a.org", "http://a.org/", "user:pw@", ";", "&", "xn--", "\xad", "\u212a"]
+
+
+@pytest.mark.engine
+@settings(max_examples=3_000)
+@given(st.lists(st.sampled_from(URL_PIECES), min_size=1, max_size=8).map("".join))
+@example("HTTPS://A.ORG:8443/x?y#z")
+def test_an_accepted_url_has_the_same_host_for_all_who_read_it(url: str) -> None:
+    """Ours, vLLM's and the one that fetches: none sees another host, or vLLM refuses."""
+    import yarl
+    from urllib3.exceptions import LocationParseError
+    from urllib3.util import parse_url
+    from vllm.multimodal.media.connector import MediaConnector
+
+    guard = request_guards.Guard(LimitSettings(), frozenset({"a.org", "b.org"}))
+    if not request_guards._is_allowed(url, guard.allowed_media_domains) or url[:5].lower() == "data:":
+        return
+    try:
+        seen = parse_url(url)
+    except LocationParseError:
+        return
+    MediaConnector(allowed_media_domains=["a.org", "b.org"])._assert_url_in_allowed_media_domains(seen)
+    assert seen.scheme in ("http", "https")
+    assert yarl.URL(seen.url).host == seen.hostname
 
 
 # ------------------------------------------------------------------ what a line may hold

@@ -3,23 +3,49 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipeline import errors, merge
+from pipeline import buckets, errors, merge
 from spool import lines, parts, plan
 from spool.parts import Result, Usage
 
 EXPIRED = ("batch_expired", "too late")
 
 
-def make_batch(root: Path, requests: int, shard_lines: int = 4, shuffled: bool = False) -> Path:
+def make_folders(root: Path) -> Path:
     batch = root / "batch_abc~1"
     (batch / plan.FOLDER).mkdir(parents=True)
     (batch / parts.FOLDER).mkdir()
+    return batch
+
+
+def make_ordered(root: Path, order: Sequence[int], sizes: Sequence[int]) -> Path:
+    """A batch whose requests run in this order, in shards of these sizes."""
+    batch = make_folders(root)
+    texts = [json.dumps({"custom_id": f"c{line}"}).encode() + b"\n" for line in range(len(order))]
+    (batch / plan.INPUT_FILE).write_bytes(b"".join(texts))
+    offsets = list(itertools.accumulate(map(len, texts), initial=0))
+    entries = b"".join(plan.ENTRY.pack(offsets[line], line, len(texts[line])) for line in order)
+    (batch / plan.FOLDER / plan.ORDER_FILE).write_bytes(entries)
+    firsts = itertools.accumulate(sizes, initial=0)
+    shards = [
+        plan.Shard(index, first, size, first * plan.ENTRY.size, 0, index)
+        for index, (first, size) in enumerate(zip(firsts, sizes, strict=False))
+    ]
+    (batch / plan.FOLDER / plan.SHARDS_FILE).write_bytes(b"".join(map(plan.render, shards)))
+    return batch
+
+
+def make_batch(root: Path, requests: int, shard_lines: int = 4, shuffled: bool = False) -> Path:
+    batch = make_folders(root)
     shards: list[plan.Shard] = []
     offset = 0
     with open(batch / plan.INPUT_FILE, "wb") as file:
@@ -187,3 +213,102 @@ def test_an_adopted_batch_is_not_merged(tmp_path: Path) -> None:
     batch.rename(tmp_path / "batch_abc~2")
     with pytest.raises(FileNotFoundError):
         merge.merge(batch, 4, EXPIRED, 0o644)
+
+
+@st.composite
+def _runs(draw: Any) -> tuple[list[int], list[int], list[list[list[int]]]]:
+    """An order, sizes of shards, and for each shard the requests that each attempt answered."""
+    count = draw(st.integers(1, 40))
+    order = draw(st.permutations(range(count)))
+    sizes: list[int] = []
+    while sum(sizes) < count:
+        sizes.append(draw(st.integers(1, min(9, count - sum(sizes)))))
+    attempts = []
+    for first, size in zip(itertools.accumulate(sizes, initial=0), sizes, strict=False):
+        held = order[first : first + size]
+        tries = draw(st.lists(st.lists(st.sampled_from(held), unique=True, min_size=1), max_size=3))
+        attempts.append(tries)
+    return order, sizes, attempts
+
+
+@settings(max_examples=150, deadline=None)
+@given(_runs(), st.sampled_from([1, 300, 1 << 20]))
+def test_any_order_and_any_attempts_come_out_in_input_order(
+    tmp_path_factory: pytest.TempPathFactory,
+    run: tuple[list[int], list[int], list[list[list[int]]]],
+    bucket_bytes: int,
+) -> None:
+    """The first attempt at a request wins, whatever has no result gets its error, and no bucket is left."""
+    order, sizes, attempts = run
+    batch = make_ordered(tmp_path_factory.mktemp("ordered"), order, sizes)
+    expected: dict[int, str] = {}
+    for shard, tries in enumerate(attempts):
+        for attempt, held in enumerate(tries, 1):
+            text = f"attempt {attempt}"
+            rows = [result(line, ok=line % 5 != 4, text=text) for line in held]
+            parts.write(batch, shard, attempt, rows)
+            for line in held:
+                expected.setdefault(line, text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(buckets, "BUCKET_BYTES", bucket_bytes)
+        patch.setattr(buckets, "HELD_BYTES", 2 * bucket_bytes)
+        merged = merge.merge(batch, len(order), EXPIRED, 0o644)
+    assert merged.completed + merged.failed == len(order)
+    assert {path.name for path in (batch / "merged").iterdir()} <= {"output.jsonl", "errors.jsonl"}
+    found: dict[int, dict[str, Any]] = {}
+    for facts, name in ((merged.output, "output.jsonl"), (merged.errors, "errors.jsonl")):
+        if facts:
+            texts = [json.loads(row) for row in (batch / "merged" / name).read_bytes().splitlines()]
+            indices = [int(text["custom_id"][1:]) for text in texts]
+            assert indices == sorted(indices)
+            found |= dict(zip(indices, texts, strict=True))
+    assert sorted(found) == list(range(len(order)))
+    for line, row in found.items():
+        if line in expected:
+            assert row["response"]["body"] == {"text": expected[line], "line": line}
+        else:
+            assert row["error"]["code"] == "batch_expired"
+    assert merged.usage.input_tokens == 3 * merged.completed
+
+
+def test_a_bucket_that_is_much_larger_than_others_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long answers that stand together in the file must not be in memory together."""
+    monkeypatch.setattr(buckets, "BUCKET_BYTES", 1000)
+    sorted_bytes = []
+    plain = buckets._sort
+
+    def sort(path: Path, held: range) -> buckets.Texts:
+        sorted_bytes.append(path.stat().st_size)
+        return plain(path, held)
+
+    monkeypatch.setattr(buckets, "_sort", sort)
+    order = list(range(99, -1, -1))
+    batch = make_ordered(tmp_path, order, [10] * 10)
+    for shard in range(10):
+        held = order[shard * 10 : shard * 10 + 10]
+        parts.write(batch, shard, 1, [result(line, text="x" * (3000 if line < 12 else 1)) for line in held])
+    merge.merge(batch, 100, None, 0o644)
+    assert custom_ids(batch / "merged" / "output.jsonl") == [f"c{line}" for line in range(100)]
+    assert max(sorted_bytes) <= 4000
+
+
+def test_an_order_that_names_a_request_twice_is_refused(tmp_path: Path) -> None:
+    batch = make_ordered(tmp_path, [0, 1, 2, 3], [2, 2])
+    entry = plan.ENTRY.pack(0, 1, 20)
+    (batch / plan.FOLDER / plan.ORDER_FILE).write_bytes(entry + plan.ENTRY.pack(0, 0, 20) + 2 * entry)
+    write(batch, 0, 1, [0, 1])
+    write(batch, 1, 1, [1])
+    with pytest.raises(errors.PipelineError):
+        merge.merge(batch, 4, EXPIRED, 0o644)
+
+
+def test_a_merge_of_an_order_may_be_repeated(tmp_path: Path) -> None:
+    """Buckets that a killed merge left are thrown away."""
+    batch = make_ordered(tmp_path, [3, 1, 0, 2], [3, 1])
+    write(batch, 0, 1, [3, 1, 0])
+    (batch / "merged").mkdir()
+    (batch / "merged" / "0-4.bucket").write_bytes(b"half a")
+    first = merge.merge(batch, 4, EXPIRED, 0o644)
+    assert merge.merge(batch, 4, EXPIRED, 0o644) == first

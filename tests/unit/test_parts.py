@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,3 +54,67 @@ def test_a_line_in_two_parts_counts_once(tmp_path: Path) -> None:
     assert (tallies[0].completed, tallies[0].failed, tallies[0].tokens) == (3, 1, 6)
     assert (tallies[1].results, tallies[1].tokens) == (1, 2)
     assert parts.tally(tmp_path, tallies)[0] is tallies[0]
+
+
+FAR = 12 * parts.FOLDER_SHARDS + 7
+
+
+def test_shards_beyond_the_first_have_folders_of_their_own(tmp_path: Path) -> None:
+    """Nobody lists all parts of a large batch to find those of one shard; counting sees them all."""
+    (tmp_path / parts.FOLDER).mkdir()
+    names = [
+        parts.write(tmp_path, shard, attempt, [Result(shard, True, Usage(1, 0, 1, 0), b"{}")])
+        for shard, attempt in ((3, 1), (FAR, 1), (FAR, 2), (FAR + 1, 1), (FAR + 300, 1))
+    ]
+    assert (tmp_path / parts.FOLDER / "0012" / str(names[1])).exists()
+    assert parts.list_parts(tmp_path) == names
+    assert parts.list_shard(tmp_path, 3) == names[:1]
+    assert parts.list_shard(tmp_path, FAR) == names[1:3]
+    assert parts.list_shard(tmp_path, FAR + 2) == []
+    assert [row.line for row in parts.read(tmp_path, names[2])] == [FAR]
+    assert {shard: tally.results for shard, tally in parts.tally(tmp_path).items()} == {
+        3: 1,
+        FAR: 1,
+        FAR + 1: 1,
+        FAR + 300: 1,
+    }
+
+
+def test_reading_a_shard_lists_no_folder_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / parts.FOLDER).mkdir()
+    for shard in (3, FAR, FAR + 300):
+        parts.write(tmp_path, shard, 1, [Result(shard, True, Usage(), b"{}")])
+    listed: list[str] = []
+    plain = os.scandir
+
+    def scandir(folder: Path) -> Any:
+        listed.append(folder.name)
+        return plain(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert len(parts.list_shard(tmp_path, FAR)) == 1
+    assert listed == [parts.FOLDER, "0012"]
+
+
+def test_parts_of_before_there_were_folders_count(tmp_path: Path) -> None:
+    """A batch that an older batchd began: all its parts stand in parts/ itself."""
+    (tmp_path / parts.FOLDER).mkdir()
+    name = parts.write(tmp_path, FAR, 1, [Result(5, True, Usage(), b"{}")])
+    parts.path_of(tmp_path, name).rename(tmp_path / parts.FOLDER / str(name))
+    assert parts.list_shard(tmp_path, FAR) == [name] == parts.list_parts(tmp_path)
+    assert [row.line for row in parts.read(tmp_path, name)] == [5]
+
+
+@pytest.mark.parametrize("shard", [0, FAR])
+def test_a_part_of_an_adopted_batch_has_nowhere_to_go(tmp_path: Path, shard: int) -> None:
+    """The fence: the batch's folder was renamed, and is never made anew."""
+    batch = tmp_path / "batch_abc~1"
+    (batch / parts.FOLDER).mkdir(parents=True)
+    batch.rename(tmp_path / "batch_abc~2")
+    with pytest.raises(FileNotFoundError):
+        parts.write(batch, shard, 1, [Result(0, True, Usage(), b"{}")])
+    with pytest.raises(FileNotFoundError):
+        parts.list_parts(batch)
+    with pytest.raises(FileNotFoundError):
+        parts.list_shard(batch, shard)
+    assert not batch.exists()

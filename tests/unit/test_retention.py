@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+
+import pytest
 
 from spool import retention
 from spool.retention import Kept
@@ -29,6 +32,25 @@ def test_the_oldest_go_until_the_bytes_hold() -> None:
 def test_no_limit_deletes_nothing() -> None:
     """0 is no limit."""
     assert retention.to_delete([_kept("a", 10_000, 1 << 40)], 0.0, 0, 0) == []
+
+
+def test_what_cannot_be_deleted_wholly_is_tried_again_under_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of another user's was dropped, say: it counts as the oldest, and its name does not grow."""
+    (tmp_path / "one/drop.jsonl/theirs").mkdir(parents=True)
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **more: None)
+    for _ in range(3):
+        [kept] = retention.list_kept(tmp_path)
+        with pytest.raises(OSError, match="cannot be removed wholly"):
+            retention.delete(kept)
+        assert [path.name for path in tmp_path.iterdir()] == [".one.deleted"]
+    [kept] = retention.list_kept(tmp_path)
+    assert retention.to_delete([kept], 0.0, 30, 0) == [kept]
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    retention.delete(kept)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_batch_is_deleted_whole_and_its_neighbours_stay(tmp_path: Path) -> None:

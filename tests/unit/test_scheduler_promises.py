@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter, defaultdict
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -29,7 +29,7 @@ from scheduler.assign import (
     assign,
 )
 from scheduler.errors import QueueFull
-from scheduler.job import Job, PoolName
+from scheduler.job import Job, PoolChoice, PoolName
 from scheduler.pools import Pools, Run
 from scheduler.queue import Policy, Queue
 
@@ -73,8 +73,11 @@ def _check_run(run: Assignment) -> None:
         assert sum(job.requests_left for job in run.jobs) <= RUN_REQUESTS
 
 
-def _check_order(queue: Queue, runs: list[Assignment], waiting: list[Waiting]) -> None:
-    """Within a lane nobody who begins in turn stands behind one who waits, and runs follow the queue."""
+def _check_order(queue: Queue, runs: list[Assignment], waiting: list[Waiting], now: float) -> None:
+    """Within a lane nobody who begins in turn stands behind one who waits, and runs follow the queue.
+
+    Whoever has expired wants no slot, and with none left it is not looked at: it may stand before others.
+    """
     place = {job.batch_id: number for number, job in enumerate(queue)}
     begun: dict[tuple[str, str, bool], list[int]] = defaultdict(list)
     for run in runs:
@@ -87,10 +90,19 @@ def _check_order(queue: Queue, runs: list[Assignment], waiting: list[Waiting]) -
             place[job.batch_id] for job in group.jobs
         )
         for job in group.jobs:
-            if group.reason is WaitReason.NO_CAPACITY:
+            if group.reason is WaitReason.NO_CAPACITY and not sla.is_expired(job, now):
                 assert all(at < place[job.batch_id] for at in begun[job.model, job.pool, False])
 
 
+def _waiting(deadline_at: float, requests_left: int = 0, pool: PoolChoice = "auto", model: str = "m") -> Job:
+    return Job("?", model, requests_left, 0.0, deadline_at, pool)
+
+
+# With the last slot gone, jobs that could not begin anyhow stand among those that wait for capacity: expired
+# ones before one who began, or at risk as one whose slot was taken; so do those whose engine starts.
+@example([_waiting(51, 0, "dedicated"), _waiting(400, 0, "dedicated")], "fifo", 0, 1, {"m"}, {}, 51)
+@example([_waiting(400, SMALL_REQUESTS), _waiting(51)], "fifo", 0, 1, {"m"}, {}, 51)
+@example([_waiting(400, SMALL_REQUESTS), _waiting(60, 0, "auto", "o")], "fifo", 0, 1, {"m"}, {}, 55)
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(jobs, max_size=40),
@@ -109,7 +121,7 @@ def test_every_decision_keeps_every_promise(drawn, policy, spot, dedicated, read
     runs, waiting = assign(queue, pools, float(now), ready_models, rates)
 
     _check_partition(queue, runs, waiting)
-    _check_order(queue, runs, waiting)
+    _check_order(queue, runs, waiting, now)
     for run in runs:
         _check_run(run)
         assert run.model in ready_models
@@ -134,7 +146,11 @@ def test_every_decision_keeps_every_promise(drawn, policy, spot, dedicated, read
         at_risk_waits = [
             job
             for job in queue
-            if job.batch_id in waits and job.pool == "auto" and sla.at_risk(job, now, rates.get(job.model))
+            if job.batch_id in waits
+            and job.pool == "auto"
+            and job.model in ready_models
+            and not sla.is_expired(job, now)
+            and sla.at_risk(job, now, rates.get(job.model))
         ]
         assert not at_risk_waits, "overflow got a dedicated slot that a job at risk wanted"
 

@@ -31,6 +31,13 @@ def test_a_job_is_what_scheduling_needs_of_a_record():
     assert Job.of(_record(plan, "spot"), requests_left=7) == Job("b", "m", 7, 1.0, 2.0, "spot")
 
 
+def test_a_job_of_another_clock_has_the_times_of_ours():
+    """The scheduler compares deadlines of all jobs with one clock."""
+    plan = Plan(endpoint="/v1/x", model="m", requests=9, shards=1, input_bytes=1, sha256="", engine={})
+    job = Job.of(_record(plan, "auto"), requests_left=7, ahead_s=0.5)
+    assert (job.submitted_at, job.deadline_at) == (0.5, 1.5)
+
+
 def test_a_record_without_a_plan_is_no_job():
     """What is not validated cannot be scheduled."""
     with pytest.raises(AssertionError, match="not validated"):

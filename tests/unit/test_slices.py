@@ -1,7 +1,8 @@
-"""What a run sends together, and what its tasks share out among themselves."""
+"""Slices: where each goes, what is sent together, and what the tasks of a run share out among themselves."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,21 +10,93 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import slices
-from pipeline.validate_copy import SHARD_LINES
 from spool import plan
 
+BATCH = Path("batch_a~1")
 
-def _slice(index: int, missing: int) -> slices.Slice:
-    return slices.Slice(Path("batch"), 1, plan.Shard(index, index * SHARD_LINES, missing, 0, 0), missing)
+
+def piece(
+    index: int, missing: int = 128, group: int | None = None, distinct: int | None = None
+) -> slices.Slice:
+    return slices.Slice(BATCH, 1, plan.Shard(index, index * 128, 128, 0, 0, group, distinct), missing)
+
+
+def homes(spread: list[slices.Slice]) -> dict[int, int]:
+    return {each.shard.index: each.home for each in spread}
+
+
+def test_without_groups_shards_take_turns() -> None:
+    spread = slices.spread([piece(n) for n in range(7)], 3)
+    assert [each.shard.index for each in spread] == list(range(7))
+    assert [each.home for each in spread] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_one_replica_gets_all_in_their_order() -> None:
+    spread = slices.spread([piece(n, group=n // 3) for n in range(9)], 1)
+    assert [(each.shard.index, each.home) for each in spread] == [(n, 0) for n in range(9)]
+
+
+def test_the_shards_of_a_group_go_to_one_replica_while_others_get_other_groups() -> None:
+    """Neither replica waits until the other has done a long group."""
+    groups = [0, 0, 0, 0, 1, 2, 2, 2, 3, 4]
+    spread = slices.spread([piece(n, group=group) for n, group in enumerate(groups)], 2)
+    assert homes(spread) == {0: 0, 1: 0, 2: 0, 3: 0, 4: 1, 5: 1, 6: 1, 7: 1, 8: 0, 9: 1}
+    assert [each.home for each in spread[:8]] == [0, 1] * 4
+
+
+def test_twins_count_once() -> None:
+    """A shard of 128 that differ in 2 is less work than one of 3."""
+    spread = slices.spread([piece(0, distinct=2, group=0), piece(1, missing=3), piece(2)], 2)
+    assert homes(spread) == {0: 0, 1: 1, 2: 0}
+    assert piece(0, missing=1, distinct=2).load == 1
+
+
+_PIECES = st.lists(st.tuples(st.integers(1, 128), st.integers(0, 3), st.booleans()), max_size=60)
+
+
+@given(_PIECES, st.integers(1, 5))
+def test_each_slice_goes_somewhere_and_no_replica_is_left_behind(
+    drawn: list[tuple[int, int, bool]], replicas: int
+) -> None:
+    """At each moment no two replicas have been given more than a group apart, and each gets its in order."""
+    group, pieces = 0, []
+    for index, (missing, step, has_group) in enumerate(drawn):
+        group += step
+        pieces.append(piece(index, missing, group if has_group else None))
+    spread = slices.spread(pieces, replicas)
+    assert sorted(each.shard.index for each in spread) == list(range(len(pieces)))
+    largest = max(Counter({None: 128} | _loads(pieces)).values())
+    done: Counter[int] = Counter()
+    for each in spread:
+        done[each.home] += each.load
+    if spread:
+        assert max(done.values()) - min(done[home] for home in range(replicas)) <= largest
+    for home in range(replicas):
+        own = [each.shard.index for each in spread if each.home == home]
+        assert own == sorted(own)
+    last = None
+    found = homes(spread)
+    for each in pieces:
+        if last is not None and each.shard.group is not None and each.shard.group == last.shard.group:
+            assert found[each.shard.index] == found[last.shard.index]
+        last = each
+
+
+def _loads(pieces: list[slices.Slice]) -> dict[int | None, int]:
+    loads: Counter[int | None] = Counter()
+    for each in pieces:
+        if each.shard.group is not None:
+            loads[each.shard.group] += each.load
+    return loads
 
 
 def _bundles(count: int) -> list[slices.Bundle]:
-    return [[_slice(index, SHARD_LINES)] for index in range(count)]
+    return [[piece(index)] for index in range(count)]
 
 
 def test_full_shards_are_sent_alone_and_small_ones_together() -> None:
     """A bundle ends as soon as it has the requests of a full shard."""
-    given_ = [_slice(n, missing) for n, missing in enumerate([SHARD_LINES, 10, 100, 30, 5])]
+    given_ = [piece(n, missing) for n, missing in enumerate([128, 10, 100, 30, 5])]
     sizes = [[each.shard.index for each in bundle] for bundle in slices.bundled(given_)]
     assert sizes == [[0], [1, 2, 3], [4]]
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from config.settings import LimitSettings
 from pipeline import validate
+from pipeline.order_notes import Wishes
 from spool import parts, plan
 
 URL = "/v1/chat/completions"
@@ -126,6 +127,47 @@ def test_refused_lines_keep_their_place_and_become_failures(tmp_path: Path) -> N
     assert orjson.loads(rows[130].text)["custom_id"] == "x"
 
 
+def line_of(content: bytes, **fields: Any) -> bytes:
+    request = orjson.loads(content)
+    return orjson.dumps(request | {"body": request["body"] | fields})
+
+
+def test_a_file_may_run_in_another_order_than_its_own(tmp_path: Path) -> None:
+    """The copy is in the file's order all the same; what is refused runs last, and is done."""
+    lines = [b"{", *(line_of(line(str(n), f"{n % 150}"), temperature=0) for n in range(300)), b"{"]
+    verdict = copy(b"\n".join(lines), tmp_path, on_invalid="skip")
+    assert files_in(tmp_path) == [
+        "input.jsonl",
+        "parts/00000001.0.ok0.err2.tok0",
+        "plan/order.bin",
+        "plan/shards.jsonl",
+    ]
+    expected = [b"" if raw == b"{" else raw for raw in lines]
+    assert (tmp_path / "input.jsonl").read_bytes() == b"\n".join(expected) + b"\n"
+    shards = plan.read(tmp_path)
+    assert [(shard.lines, shard.distinct) for shard in shards] == [(256, 128), (46, 24)]
+    assert verdict.shards == 2
+    numbered = [each for shard in shards for each in plan.read_requests(tmp_path, shard)]
+    twins = [number for first in range(1, 151) for number in (first, first + 150)]
+    assert numbered == [(number, expected[number]) for number in [*twins, 0, 301]]
+    (name,) = parts.list_parts(tmp_path)
+    assert [row.line for row in parts.read(tmp_path, name)] == [0, 301]
+
+
+def test_the_settings_decide_whether_there_is_an_order(tmp_path: Path) -> None:
+    lines = [line_of(line(str(n), f"{n % 5}"), temperature=0, max_tokens=1 + n % 2) for n in range(20)]
+    found = {}
+    for by_prefix, is_deduping in ((False, False), (False, True), (True, False)):
+        batch = tmp_path / f"{by_prefix}-{is_deduping}"
+        batch.mkdir()
+        copy(b"\n".join(lines), batch, wishes=Wishes(by_prefix, is_deduping))
+        (shard,) = plan.read(batch)
+        found[by_prefix, is_deduping] = [number for number, _ in plan.read_requests(batch, shard)]
+    assert found[False, False] == list(range(20))
+    assert found[False, True] == [first + step for first in range(10) for step in (0, 10)]
+    assert found[True, False] == [*range(1, 20, 2), *range(0, 20, 2)]
+
+
 def test_every_line_may_be_refused(tmp_path: Path) -> None:
     """A batch of failures has a plan as any other."""
     verdict = copy(b"{\n" * 130, tmp_path, on_invalid="skip")
@@ -146,6 +188,7 @@ def test_what_a_killed_attempt_left_is_replaced(tmp_path: Path) -> None:
     """Old parts of attempt 0, temporaries, copy and plan go; parts of runs are not validation's to touch."""
     copy(b"{\n" * 300, tmp_path, on_invalid="skip")
     (tmp_path / "input.jsonl.1-ab.tmp").write_bytes(b"half")
+    (tmp_path / "plan" / "order.bin").write_bytes(b"of another order")
     (tmp_path / "parts" / "00000000.0.ok0.err1.tok0.1-ab.tmp").write_bytes(b"half")
     kept = tmp_path / "parts" / "00000000.1.ok1.err0.tok5"
     kept.write_bytes(b"")
