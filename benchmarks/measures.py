@@ -13,8 +13,8 @@ from pathlib import Path
 
 from benchmarks import answers, batchd, workloads
 from benchmarks.figures import Mark, Outcome, ratio
-from benchmarks.measured import BARE, BATCHD, RUN_BATCH, Measured
-from benchmarks.served import Served
+from benchmarks.measured import BARE, BATCHD, ECHOING, RUN_BATCH, Measured
+from benchmarks.served import ECHO, Served
 from benchmarks.sessions import ALONE, Bench, Live, Session
 from benchmarks.workloads import Request
 
@@ -267,9 +267,10 @@ class Correct(Measured):
     repetitions = 1
 
     def __init__(self, bench: Bench) -> None:
-        super().__init__(bench)
+        super().__init__(bench, ECHO if bench.is_quick else None)
+        usual = ECHOING if bench.is_quick else self.warm
         plain = {"engine": {"order": "file", "dedupe": False}}
-        self.sessions = (self.warm, Session(f"{BATCHD} file order", self.served, sections=plain))
+        self.sessions = (usual, Session(f"{usual.label} order file", self.served, sections=plain))
         self._lines = bench.sizes.correct
         self._file = self.write(workloads.repeated_sums(self.served.name, self._lines))
         self._results: dict[str, Path] = {}

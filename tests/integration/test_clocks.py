@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import orjson
 import pytest
 
 from spool import layout
-from tests.loops import Daemon
+from tests.loops import Daemon, Fleet
 
 HOUR_S = 3600.0
 TIMES = ("submitted_at", "deadline_at", "in_progress_at", "finalizing_at", "cancel_requested_at")
@@ -21,7 +22,7 @@ def left(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     """Leaves batches to a daemon, of which one is ahead by an hour: `left(jan="2h", feb="30m")`, windows."""
     made: list[Daemon] = []
 
-    def build(**windows: str) -> Daemon:
+    def build(fleet: Fleet | None = None, **windows: str) -> Daemon:
         first = Daemon(tmp_path, scheduler={"pools": {"spot": {"capacity": 2}}})
         made.append(first)
         first.run.may_go_on.clear()
@@ -41,12 +42,23 @@ def left(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
         for event in record["history"]:
             event["at"] += HOUR_S
         ahead.write_bytes(orjson.dumps(record))
-        made.append(Daemon(tmp_path))
+        made.append(Daemon(tmp_path, fleet=fleet))
         return made[-1]
 
     yield build
     for daemon in made:
         daemon.stop()
+
+
+class LateFleet(Fleet):
+    """A fleet whose engines start when they are told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_start = threading.Event()
+
+    def start_engines(self) -> None:
+        self.may_start.wait(30)
 
 
 def _times(daemon: Daemon) -> list[float]:
@@ -94,3 +106,15 @@ def test_a_batch_from_the_future_has_its_whole_window_and_no_more(
     daemon.until(daemon.phase("running"))
     daemon.until(daemon.phase(phase), later_s=later_s)
     assert daemon.status().status == ("expired" if phase == "done" else "in_progress")
+
+
+def test_a_batch_from_the_future_is_at_risk_by_its_own_time(left: Callable[..., Daemon]) -> None:
+    """The scheduler has one clock, so it is told the deadline as that clock will show it."""
+    fleet = LateFleet()
+    daemon = left(fleet, jan="1h")
+    daemon.run.may_go_on.clear()
+    daemon.until(daemon.phase("queued"))
+    fleet.may_start.set()
+    daemon.until(daemon.phase("running"), later_s=HOUR_S - 200)
+    assert daemon.extra()["pool"] == "dedicated"
+    assert "deadline_at_risk" in daemon.extra()["history"][-1]["reason"]

@@ -71,6 +71,8 @@ class Story:
         assert (counts.total, counts.completed, counts.failed) == (lines, answered, lines - answered)
         assert [name for name in ("cancelled_at", "expired_at", "completed_at", "failed_at")
                 if getattr(shown, name)] == [f"{status}_at"]  # fmt: skip
+        was_cancelling = "cancelling" in [event["status"] for event in self.daemon.extra()["history"]]
+        assert was_cancelling == (status == "cancelled")
         assert not control.cancel_requested(self.daemon.home.outbox / "jan")
         return shown
 
@@ -201,6 +203,7 @@ def test_a_cancel_is_asked_for_twice(story: Story) -> None:
     run.may_go_on.set()
     shown = story.ended("cancelled", 5, 2)
     assert [event["status"] for event in story.daemon.extra()["history"]].count("cancelling") == 2
+    story.until(lambda: not story.daemon.lifecycle.held)
     assert story.refused() == ""
     story.comes("cancelled")
     story.until(story.refused)
