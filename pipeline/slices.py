@@ -22,6 +22,8 @@ MAX_TASKS = min(16, max(4, os.cpu_count() or 1))
 
 # Requests of a bundle that are answered at a time: those of a full shard (pipeline/shards.py).
 BUNDLE_LINES = 128
+# Results of a bundle, of twins one each: they are in memory together. A shard alone may have more.
+BUNDLE_RESULTS = 1024
 # Bundles of one task: Ray Data keeps the answers that a task has written until the task ends, about 60 KB for
 # a bundle of short ones.
 MAX_BUNDLES = 32
@@ -86,15 +88,16 @@ def spread(slices: Iterable[Slice], replicas: int) -> list[Slice]:
 
 
 def bundled(slices: Iterable[Slice]) -> Iterator[Bundle]:
-    """Neighbours together, until there is as much to be answered as in a full shard."""
+    """Neighbours together, until there is as much to be answered as in a full shard, or too much to hold."""
     bundle: Bundle = []
-    load = 0
+    load = missing = 0
     for each in slices:
         bundle.append(each)
         load += each.load
-        if load >= BUNDLE_LINES:
+        missing += each.missing
+        if load >= BUNDLE_LINES or missing >= BUNDLE_RESULTS:
             yield bundle
-            bundle, load = [], 0
+            bundle, load, missing = [], 0, 0
     if bundle:
         yield bundle
 

@@ -101,6 +101,13 @@ def test_full_shards_are_sent_alone_and_small_ones_together() -> None:
     assert sizes == [[0], [1, 2, 3], [4]]
 
 
+def test_shards_of_nothing_but_twins_do_not_pile_up_in_one_bundle() -> None:
+    """Each is one request to answer, but its results are all in memory; five shards once shared a bundle."""
+    given_ = [piece(n, missing=1000, distinct=1) for n in range(5)]
+    sizes = [[each.shard.index for each in bundle] for bundle in slices.bundled(given_)]
+    assert sizes == [[0, 1], [2, 3], [4]]
+
+
 @given(count=st.integers(0, 3000), tasks=st.integers(1, 16))
 def test_every_bundle_is_dealt_once(count: int, tasks: int) -> None:
     """To as few tasks as it takes, none of which has more than it may hold."""
