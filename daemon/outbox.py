@@ -57,8 +57,7 @@ class Shown(NamedTuple):
 def read(folder: Path) -> Shown | None:
     """The batch of an outbox folder; None where no status.json of ours stands."""
     try:
-        with files.open_regular(folder / layout.STATUS_FILE) as file:
-            tree = orjson.loads(file.read())
+        tree = orjson.loads(files.read_regular(folder / layout.STATUS_FILE))
     except (FileNotFoundError, NotADirectoryError, files.NotRegular, orjson.JSONDecodeError):
         return None
     if not isinstance(tree, dict) or not {"status", "request_counts", "batchd", "created_at"} <= tree.keys():

@@ -84,8 +84,7 @@ class Batch:
         if self.record.outbox_name is None or (self.folder / "out").exists():
             return False
         try:
-            with files.open_regular(self.outbox / layout.STATUS_FILE) as file:
-                shown = orjson.loads(file.read())
+            shown = orjson.loads(files.read_regular(self.outbox / layout.STATUS_FILE))
         except (FileNotFoundError, files.NotRegular, orjson.JSONDecodeError):
             return self.outbox.is_dir()  # every other batch's folder has a status.json from its first instant
         except NotADirectoryError:

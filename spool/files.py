@@ -82,6 +82,17 @@ def open_regular(path: Path, folder: int | None = None) -> BinaryIO:
         raise
 
 
+def read_regular(path: Path) -> bytes:
+    """The content of a file that others may have put there.
+
+    Raises:
+        NotRegular: it is something else.
+        OSError: it cannot be read.
+    """
+    with open_regular(path) as file:
+        return file.read()
+
+
 def _must_be_regular(facts: os.stat_result) -> None:
     if not stat.S_ISREG(facts.st_mode):
         raise NotRegular(kind_of(facts.st_mode))

@@ -77,8 +77,7 @@ def _is_shown(batch: Batch) -> bool:
     if not batch.is_placed:
         return False
     try:
-        with files.open_regular(batch.outbox / layout.STATUS_FILE) as file:
-            shown = orjson.loads(file.read())
+        shown = orjson.loads(files.read_regular(batch.outbox / layout.STATUS_FILE))
     except (OSError, orjson.JSONDecodeError):
         return False
     assert batch.final is not None
