@@ -75,6 +75,8 @@ class Held:
             or before our clock was set back. Its time goes on from the record, others' do not.
         stopped_at: monotonic seconds at which that run was told to stop working on it.
         tallies: what its parts held when they were last counted, by shard.
+        misses: times in a row that a path of it could not be found.
+        missed_at: monotonic seconds of the last of them.
         retry_at: monotonic seconds before which nothing is tried, after an I/O error.
         shown_at: monotonic seconds of the last status.json.
         is_dirty: whether status.json lags behind the record.
@@ -97,6 +99,8 @@ class Held:
     done_at_begin: int = 0
     attempts_at_begin: str = ""
     stopped_at: float = 0.0
+    misses: int = 0
+    missed_at: float = float("-inf")
     retry_at: float = 0.0
     shown_at: float = 0.0
     is_dirty: bool = False

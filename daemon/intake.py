@@ -7,7 +7,7 @@ not be claimed rests, and comes after all that were not tried yet: thousands of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -154,16 +154,15 @@ class Intake:
             return 0.0
         return max(0.0, min(self._scan_at, self._adopt_at) - monotonic)
 
-    def adopt_some(self, monotonic: float) -> list[Batch]:
-        """Adopt the batches of dead instances, oldest first."""
+    def adopt_some(self, monotonic: float, held: Collection[str]) -> list[Batch]:
+        """Adopt the batches of dead instances, and our own that are not among the held ones, oldest first."""
         if monotonic < self._adopt_at:
             return []
         self._adopt_at = monotonic + ADOPT_EVERY_S
-        adopted: list[Batch] = []
+        mode = self._settings.spool.file_mode
+        adopted = recover.adopt(self._home, self._own, self._own, mode=mode, report=self._report, held=held)
         for dead in self._others.dead():
-            adopted += recover.adopt(
-                self._home, self._own, dead, mode=self._settings.spool.file_mode, report=self._report
-            )
+            adopted += recover.adopt(self._home, self._own, dead, mode=mode, report=self._report)
         return sorted(adopted, key=lambda batch: (batch.record.submitted_at, batch.id))
 
     def _report(self, event: str, detail: str) -> None:

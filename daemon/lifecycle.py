@@ -21,7 +21,7 @@ from daemon.runs import Runs
 from daemon.workers import Workers
 from pipeline import validate
 from scheduler.job import Job
-from spool import attempts, claim, control, create, layout, recover
+from spool import attempts, claim, control, create, layout, plan, recover
 from spool.batch import Batch
 from spool.errors import BatchGone, SpoolUnavailable
 from spool.record import Final, LineError, Phase, Status
@@ -29,6 +29,9 @@ from spool.record import Final, LineError, Phase, Status
 # After an I/O error, seconds; validation, which may write much, doubles it each time up to MAX_RETRY_S.
 RETRY_S = 2.0
 MAX_RETRY_S = 60.0
+# How often in a row a path is looked for that is missing in a folder that stands, RETRY_S apart: network
+# filesystems remember for a minute that something was not there.
+MAX_MISSES = 45
 # Runs in a row that brought neither an answer nor a new attempt, after which the open lines fail; each waits
 # longer than the one before.
 MAX_FAILURES = 5
@@ -112,7 +115,7 @@ class Lifecycle:
             return
         try:
             self._move(held, now, monotonic)
-        except BatchGone as error:
+        except (BatchGone, FileNotFoundError) as error:
             self._gone(held, error, held.stage)
         except OSError as error:
             self._wait(held, error, held.stage)
@@ -138,15 +141,32 @@ class Lifecycle:
 
     # What stands in the way of a move.
 
-    def _gone(self, held: Held, error: BatchGone, stage: Stage) -> None:
-        """A path of the batch is gone: another daemon adopted it, unless the whole spool is away."""
+    def _gone(self, held: Held, error: BatchGone | FileNotFoundError, stage: Stage) -> None:
+        """A path of the batch is gone: another daemon adopted it, unless its folder or the spool says else.
+
+        Should the folder be there after all, though it cannot be seen now, then the intake finds it again.
+        """
         try:
             create.check(self._home)
+            stands = held.batch.folder.is_dir()
         except (SpoolUnavailable, OSError):
             self._wait(held, error, stage)
             return
-        self._forget(held)
-        _log.warning("batch_adopted_elsewhere", batch=held.id, reason=str(error))
+        if stands:
+            self._missing(held, error, stage)
+        else:
+            self._forget(held)
+            _log.warning("batch_adopted_elsewhere", batch=held.id, reason=str(error))
+
+    def _missing(self, held: Held, error: BatchGone | FileNotFoundError, stage: Stage) -> None:
+        """A file of a batch that is ours cannot be found: look again, since a network filesystem may err."""
+        monotonic = self._clock.monotonic()
+        held.misses = held.misses + 1 if monotonic - held.missed_at < 5 * RETRY_S else 1
+        held.missed_at = monotonic
+        if held.misses < MAX_MISSES:
+            self._wait(held, error, stage)
+        else:
+            self._damaged(held, error)
 
     def _wait(self, held: Held, error: Exception, stage: Stage, wait_s: float = RETRY_S) -> None:
         """The world is bad: try the same move again later."""
@@ -197,7 +217,7 @@ class Lifecycle:
         """Note what a worker found; `_enqueue` acts on it, so that it can be repeated."""
         try:
             held.verdict, held.stage, held.failures = done.result(), Stage.VALIDATED, 0
-        except BatchGone as error:
+        except (BatchGone, FileNotFoundError) as error:
             self._gone(held, error, Stage.CLAIMED)
         except (OSError, validate.ValidationStopped) as error:
             self._wait(held, error, Stage.CLAIMED, min(RETRY_S * 2**held.failures, MAX_RETRY_S))
@@ -287,6 +307,8 @@ class Lifecycle:
         held.stop_reason = None
 
     def _after_failure(self, held: Held, now: float, monotonic: float) -> None:
+        if held.is_disk_to_blame:
+            plan.must_stand(held.batch.folder)  # else it would be run again for ever
         why = held.run_error or "its run ended early"
         is_news = held.done > held.done_at_begin
         is_news |= attempts.digest(held.batch.folder) != held.attempts_at_begin
@@ -337,7 +359,7 @@ class Lifecycle:
     def _finished(self, held: Held, done: Future[Final]) -> None:
         try:
             final = done.result()
-        except BatchGone as error:
+        except (BatchGone, FileNotFoundError) as error:
             self._gone(held, error, Stage.DECIDED)
         except OSError as error:
             self._wait(held, error, Stage.DECIDED)

@@ -122,7 +122,7 @@ class Loop:
     def _take_in(self, now: float, monotonic: float, is_woken: bool) -> None:
         """Adopt what dead daemons held, and claim what is complete."""
         parts = self.parts
-        for batch in parts.intake.adopt_some(monotonic):
+        for batch in parts.intake.adopt_some(monotonic, parts.lifecycle.held.keys()):
             parts.lifecycle.adopted(batch, monotonic)
         room = 0 if self._pauses else parts.settings.scheduler.max_claimed - len(parts.lifecycle.held)
         for batch in parts.intake.claim_some(now, monotonic, is_woken, room):

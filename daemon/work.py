@@ -1,7 +1,7 @@
 """What worker threads do with one batch: validate it, and end it. No decision is made here but the verdict.
 
-Both may be repeated from the start after an I/O error or a crash. Raises BatchGone where another daemon has
-adopted the batch, OSError where the world is bad.
+Both may be repeated from the start after an I/O error or a crash. Raises BatchGone or FileNotFoundError where
+another daemon has adopted the batch, OSError where the world is bad.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from daemon.held import Outcome
 from pipeline import merge, validate
 from spool import claim, files, publish
 from spool.batch import Batch, read_final
-from spool.errors import BatchGone, ResultsLost
+from spool.errors import ResultsLost
 from spool.lines import Code
 from spool.record import FileIdentity, Final, LineError, Status
 
@@ -48,16 +48,11 @@ def check(batch: Batch, rules: validate.Rules, stopped: Callable[[], bool]) -> C
     except PermissionError:
         problem = "the file cannot be read by the daemon: make it readable and drop it again"
         return Checked(LineError(code="invalid_request", message=problem), None, None)
-    except FileNotFoundError as error:
-        raise BatchGone(f"{batch.id} was adopted by another daemon") from error
     with source:
         before = os.fstat(source.fileno())
         if not _is_same(claim.identity(before), record.identity):
             return Checked(_MODIFIED, None, None)
-        try:
-            verdict = validate.check_and_copy(source, batch.folder, batch.id, rules, stopped)
-        except FileNotFoundError as error:
-            raise BatchGone(f"{batch.id} was adopted by another daemon") from error
+        verdict = validate.check_and_copy(source, batch.folder, batch.id, rules, stopped)
         after = os.fstat(source.fileno())
     if not _is_same(claim.identity(after), record.identity) or _was_touched(before, after):
         return Checked(_MODIFIED, None, None)
@@ -84,7 +79,7 @@ def finish(batch: Batch, outcome: Outcome, now: Callable[[], float]) -> Final:
     """Merge, commit and publish; what is committed already is only published.
 
     Raises:
-        BatchGone: the batch was adopted by another daemon.
+        BatchGone, FileNotFoundError: the batch was adopted by another daemon, unless its folder stands.
         ValueError, PipelineError: its files contradict each other; nothing is published from them.
         OSError: to be tried again.
     """
@@ -113,12 +108,7 @@ def unanswered(status: Status, reason: str) -> tuple[str, str]:
 
 
 def _merge(batch: Batch, requests: int, missing: tuple[str, str] | None) -> merge.Merged:
-    try:
-        return merge.merge(batch.folder, requests, missing, batch.mode)
-    except FileNotFoundError as error:
-        if not batch.folder.is_dir():
-            raise BatchGone(f"{batch.id} was adopted by another daemon") from error
-        raise ValueError(f"{batch.id}: a file of it is gone: {error.filename}") from error
+    return merge.merge(batch.folder, requests, missing, batch.mode)
 
 
 def _merge_again(batch: Batch, final: Final) -> None:

@@ -188,6 +188,8 @@ def read(bundles: Iterable[Bundle], is_deduping: bool = False) -> Iterator[pa.Ta
             try:
                 requests = _missing(part.batch, part.shard)
             except FileNotFoundError:
+                if part.batch.is_dir():
+                    raise  # not adopted: the volume does not find what is there, and is asked again
                 _log.warning("shard_gone", extra={"batch": part.batch.name, "shard": part.shard.index})
                 continue
             # Twins that have no result yet follow the first of them that has none either.
@@ -285,6 +287,8 @@ class PartSink(Datasink):
                 try:
                     parts.write(Path(batch), shard, attempt, results)
                 except FileNotFoundError:
+                    if Path(batch).is_dir():
+                        raise
                     _log.warning("part_dropped", extra={"batch": Path(batch).name, "shard": shard})
 
 

@@ -15,7 +15,6 @@ Limits: the driver keeps an entry for each unfinished shard.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,8 +91,11 @@ def _pending(works: Sequence[Work]) -> list[slices.Slice]:
     for work in works:
         if control.must_stop(work.folder):
             continue
-        with contextlib.suppress(FileNotFoundError):
+        try:
             found += slices.pending(work.folder, work.attempt)
+        except FileNotFoundError:
+            if work.folder.is_dir():
+                raise
     return found
 
 

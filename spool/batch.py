@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,10 +84,16 @@ class Batch:
         """Whether our folder stands in the outbox; it may be gone, and another batch may have its name."""
         if self.record.outbox_name is None or (self.folder / "out").exists():
             return False
+        is_ours = self._is_ours()
+        # Every other batch's folder has a status.json from its first instant.
+        return self.outbox.is_dir() if is_ours is None else is_ours
+
+    def _is_ours(self) -> bool | None:
+        """Whether the folder of our name in the outbox is this batch's; None where no status.json says so."""
         try:
             shown = orjson.loads(files.read_regular(self.outbox / layout.STATUS_FILE))
         except (FileNotFoundError, files.NotRegular, orjson.JSONDecodeError):
-            return self.outbox.is_dir()  # every other batch's folder has a status.json from its first instant
+            return None
         except NotADirectoryError:
             return False
         return isinstance(shown, dict) and shown.get("id") == self.id
@@ -130,8 +137,8 @@ class Batch:
                 raise BatchGone(f"{self.id} was adopted by another daemon")
             if final:
                 raise ResultsLost(f"{self.id}: its outbox folder was removed before the batch ended")
-            self._place(progress)
-            return
+            if self._place(progress):
+                return
         fresh = self.folder / layout.STATUS_FILE
         self._write(fresh, status.render(self.record, self.instance, progress, final))
         try:
@@ -142,11 +149,14 @@ class Batch:
                 raise BatchGone(f"{self.id} was adopted by another daemon") from error
             raise  # the user removed the folder in this instant: the next try places it anew
 
-    def _place(self, progress: status.Progress | None) -> None:
+    def _place(self, progress: status.Progress | None) -> bool:
         """Rename out/, with status.json in it, to the first free name.
 
         Each name is recorded before it is tried. The source is unique, so after a crash the folder tells:
         while out/ stands here, the rename did not happen.
+
+        Returns:
+            False where our folder stands there after all: a network filesystem did not show it for a while.
         """
         out = self.folder / "out"
         try:
@@ -156,9 +166,13 @@ class Batch:
             raise BatchGone(f"{self.id} was adopted by another daemon") from error
         files.remove_temporaries([out])  # of a writer that was killed here: the folder becomes public
         relative = layout.from_exact(self.record.drop_path)
+        before = self.record.outbox_name
         for attempt in itertools.count(1):
             name = layout.outbox_name(relative, attempt)
             if os.path.lexists(self.home.outbox / name):
+                if name == before and self._is_ours():
+                    shutil.rmtree(out)
+                    return False
                 continue
             self.save(outbox_name=name)
             self._write(out / layout.STATUS_FILE, status.render(self.record, self.instance, progress))
@@ -169,9 +183,13 @@ class Batch:
             except OSError as error:
                 is_taken = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
                 if is_taken and os.path.lexists(self.outbox):
+                    if name == before and self._is_ours():
+                        shutil.rmtree(out)
+                        return False
                     continue  # since we looked
                 raise
-            return
+            return True
+        raise AssertionError
 
     def _write(self, path: Path, content: bytes) -> None:
         try:
@@ -180,13 +198,21 @@ class Batch:
             raise BatchGone(f"{self.id} was adopted by another daemon") from error
 
     def discard(self) -> None:
-        """Remove the folder of a claim that was lost; never one that holds a drop after all."""
-        files.remove_temporaries([self.folder])
+        """Remove the folder of a claim that was lost; never one that holds a drop after all.
+
+        A drop that cannot be seen for a while, as on a network filesystem, keeps its folder from being
+        removed; such a folder keeps its record, and is adopted.
+        """
         with suppress(OSError):
-            if not self.has_drop:
+            files.remove_temporaries([self.folder])
+            if set(os.listdir(self.folder)) <= {layout.RECORD_FILE}:
                 with suppress(FileNotFoundError):
                     os.unlink(self.folder / layout.RECORD_FILE)
-                os.rmdir(self.folder)
+                try:
+                    os.rmdir(self.folder)
+                except OSError:
+                    write_record(self.folder, self.record)
+                    raise
 
 
 def write_record(folder: Path, record: Record, step: Step = "record") -> None:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from spool import files, layout, sidecar
 from spool.batch import Batch, write_record
-from spool.errors import SidecarError
+from spool.errors import BatchGone, SidecarError
 from spool.record import Event, FileIdentity, Phase, Record, Sidecar, Status
 
 
@@ -83,6 +83,8 @@ def finish(batch: Batch) -> None:
         BatchGone: the batch was adopted by another daemon.
         OSError: to be tried again.
     """
+    if not batch.has_drop:
+        raise BatchGone(f"{batch.id} was adopted by another daemon")
     _unlink_sidecar(batch)
     batch.show()
 
@@ -180,7 +182,7 @@ def _unlink_sidecar(batch: Batch) -> None:
 
     One that may not be unlinked, its folder was closed since say, is told and left: the batch goes on.
     """
-    if batch.record.sidecar_inode is None or not batch.has_drop:
+    if batch.record.sidecar_inode is None:
         return
     stood = layout.sidecar_of(layout.from_exact(batch.record.drop_path))
     try:

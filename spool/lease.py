@@ -22,6 +22,8 @@ LEASE_FILE = "lease"
 CLEAN_FILE = "clean"
 # How often a start tries again when another daemon's recovery took its new, still empty folder away.
 START_TRIES = 5
+# In how many looks in a row our folder must be missing before it counts as taken away.
+MAX_MISSES = 3
 # As lease.expire_s is by default; a daemon that was killed seems alive for this long.
 LIVE_S = 60.0
 
@@ -31,6 +33,7 @@ class Lease:
 
     def __init__(self, home: layout.Layout, *, heartbeat_s: float, expire_s: float) -> None:
         self._must_renew = False
+        self._misses = 0
         for _ in range(START_TRIES):
             self.folder = home.work / layout.new_instance()
             self._lease = _lease(self.folder, heartbeat_s=heartbeat_s, expire_s=expire_s)
@@ -47,11 +50,16 @@ class Lease:
 
     @property
     def is_lost(self) -> bool:
-        """Whether another daemon took us for dead: what we held is its own now, or soon will be."""
+        """Whether another daemon took us for dead: what we held is its own now, or soon will be.
+
+        To be asked again and again: a network filesystem may not find our folder for a while.
+        """
+        with suppress(OSError):
+            self._misses = 0 if self.folder.is_dir() else self._misses + 1
         lost = self._lease.compromise
         self._must_renew |= lost is not None and lost.reason == "refresh-failed"
-        if not self._must_renew or not self.folder.is_dir():
-            return lost is not None or not self.folder.is_dir()
+        if not self._must_renew or self._misses:
+            return lost is not None or self._misses >= MAX_MISSES
         # The disk let nobody refresh it for long, which says nothing of another daemon: take it anew.
         with suppress(Timeout, OSError):  # not yet: asked again at the next look
             self._lease.release()

@@ -61,6 +61,17 @@ def read(batch: Path) -> list[Shard]:
         return [Shard(**orjson.loads(line)) for line in file]
 
 
+def must_stand(batch: Path) -> None:
+    """Return if the files that a run reads are there.
+
+    Raises:
+        FileNotFoundError: one is missing.
+    """
+    names = [f"{FOLDER}/{ORDER_FILE}"] if any(shard.group is not None for shard in read(batch)) else []
+    for name in [INPUT_FILE, *names]:
+        os.stat(batch / name)
+
+
 def read_lines(batch: Path, shard: Shard) -> Sequence[int]:
     """Which requests a shard has, by their index among the file's, in its order.
 

@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import suppress
 
 import orjson
 
-from spool import attempts, control, files, layout, parts, plan
+from spool import control, files, layout
 from spool.batch import Batch
 from spool.errors import BatchGone, ResultsLost
 from spool.failpoints import Step
 from spool.record import FileFacts, Final, Status
 
 MERGED_FOLDER = "merged"
+# Of a batch that has ended, in archive/.
+_KEPT = {layout.DROP_FILE, layout.RECORD_FILE, layout.FINAL_FILE}
 
 
 def commit(batch: Batch, final: Final) -> None:
@@ -103,15 +104,14 @@ def _publish(batch: Batch, name: str, facts: FileFacts | None, step: Step) -> No
 
 
 def _archive(batch: Batch) -> None:
-    """Keep the drop, the record and the outcome; remove the rest."""
-    for name in (plan.FOLDER, parts.FOLDER, attempts.FOLDER, MERGED_FOLDER):
-        with suppress(FileNotFoundError):  # any other error: tried again, or it would stay in archive/
-            shutil.rmtree(batch.folder / name)
-    for name in (plan.INPUT_FILE, control.STOP_FILE):
-        with suppress(FileNotFoundError):
-            os.unlink(batch.folder / name)
-    files.remove_temporaries([batch.folder])
+    """Keep the drop, the record and the outcome; remove the rest. What cannot be removed is tried again."""
     try:
+        for name in set(os.listdir(batch.folder)) - _KEPT:
+            path = batch.folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
         files.rename_durable(batch.folder, batch.home.archive / batch.id, "archive")
     except FileNotFoundError as error:
         raise BatchGone(f"{batch.id} was adopted by another daemon") from error

@@ -1,5 +1,7 @@
 """Recovery is adoption: take over the batches of instances that are dead, and tidy what a crash left.
 
+Our own folder is looked through in the same way, for batches that an error made us lose sight of.
+
 Adopting is one rename, work/<theirs>/<batch>~<epoch> -> work/<ours>/<batch>~<epoch+1>: of several daemons
 one wins, and the old owner finds its paths gone. What the folder holds says what comes next:
 
@@ -15,7 +17,7 @@ one wins, and the old owner finds its paths gone. What the folder holds says wha
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,25 +31,32 @@ MAX_CRASHES = 5
 
 
 def adopt(
-    home: layout.Layout, own: Path, dead: Path, *, mode: int, report: Callable[[str, str], None]
+    home: layout.Layout,
+    own: Path,
+    dead: Path,
+    *,
+    mode: int,
+    report: Callable[[str, str], None],
+    held: Collection[str] = (),
 ) -> list[Batch]:
-    """Take over every batch of a dead instance.
+    """Take over every batch of a dead instance, or those of our own that nobody works on.
 
     Args:
         home: the spool.
         own: our folder in work/.
-        dead: the other's folder, whose lease the caller holds.
+        dead: the other's folder, whose lease the caller holds; or ours.
         mode: permission bits of what is published.
         report: called with (event, detail) for what is left alone or tidied.
+        held: ids of batches that are left where they are.
 
     Returns:
         The adopted batches, by id, which is by age; for each, `claim.finish` is to be run.
     """
-    was_clean = lease.ended_cleanly(dead)
+    was_clean = own == dead or lease.ended_cleanly(dead)
     adopted = []
     for name in sorted(os.listdir(dead)):
         parsed = layout.parse_batch_folder(name)
-        if not parsed:
+        if not parsed or parsed[0] in held:
             continue
         try:
             batch = _adopt_one(home, dead / name, layout.batch_folder(own, parsed[0], parsed[1] + 1), mode)
@@ -61,6 +70,8 @@ def adopt(
             if batch:
                 _settle(batch, was_clean, report)
                 adopted.append(batch)
+    if not adopted:
+        return []
     # Once for all of them: thousands may wait. A rename that a power cut undoes is simply done again.
     files.fsync_folder(own)
     with suppress(FileNotFoundError):

@@ -11,10 +11,13 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
 import random
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.faults import disk_calls, disk_clock, disk_rounds, disk_space, power
@@ -23,23 +26,45 @@ from tests.faults.tally import Tally
 
 # Of a run without --full.
 SAMPLE_ROUNDS = 30
+# Rounds of failing calls at a time: each mostly waits for the next try.
+AT_A_TIME = 3 * (os.cpu_count() or 1)
+# Swept from the process's start on as well, not only from its first pass.
+FROM_THE_START = (("fsync", "EIO"), ("open", "ENOSPC"), ("write", "ENOSPC"), ("fsync", "KILL"))
 
 
 def calls(nursery: Nursery, folder: Path, table: Tally, rounds: int, seed: int, *, full: bool) -> None:
     """System calls that fail or kill: all of them, or a sample."""
     if problem := disk_calls.why_not():
         print(f"left out, calls: {problem}")
-    elif full:
-        for call, error, count, adopts in disk_calls.sweeps(full=True):
-            last = disk_calls.sweep(nursery, folder, table, call, error, count, adopts=adopts)
-            print(f"{error} at {call}, {count} in a row, adopting: {adopts}: N = 1 to {last}", flush=True)
-        for call, error in (("fsync", "EIO"), ("open", "ENOSPC"), ("write", "ENOSPC"), ("fsync", "KILL")):
-            disk_calls.sweep(nursery, folder, table, call, error, 1, place="start")
-    else:
-        for fault, adopts in disk_calls.sample(seed, rounds):
-            outcome = disk_calls.run_round(nursery, folder, fault, adopts=adopts)
-            if outcome.was_hit:
-                disk_rounds.note(table, fault.row, fault.seed(adopts=adopts), outcome)
+        return
+    numbers = itertools.count(1)
+
+    def sweep(call: str, error: str, count: int, adopts: bool, place: str = "loop") -> None:
+        here = folder / str(next(numbers))
+        with disk_rounds.open_nursery() as own:
+            last = disk_calls.sweep(
+                own, here, table, call, error, count, adopts=adopts, step=count, place=place
+            )
+        how = f"{count} in a row, adopting: {adopts}, from the {place}"
+        print(f"{error} at {call}, {how}: N = 1 to {last}", flush=True)
+
+    def play(chosen: list[tuple[disk_calls.Fault, bool]]) -> None:
+        here = folder / str(next(numbers))
+        with disk_rounds.open_nursery() as own:
+            for fault, adopts in chosen:
+                outcome = disk_calls.run_round(own, here, fault, adopts=adopts)
+                if outcome.was_hit:
+                    disk_rounds.note(table, fault.row, fault.seed(adopts=adopts), outcome)
+
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        if full:
+            jobs = [pool.submit(sweep, *each) for each in disk_calls.sweeps(full=True)]
+            jobs += [pool.submit(sweep, *each, 1, False, "start") for each in FROM_THE_START]
+        else:
+            chosen = disk_calls.sample(seed, rounds)
+            jobs = [pool.submit(play, chosen[number::AT_A_TIME]) for number in range(AT_A_TIME)]
+        for job in jobs:
+            job.result()
 
 
 def space(nursery: Nursery, folder: Path, table: Tally, rounds: int, seed: int, *, full: bool) -> None:

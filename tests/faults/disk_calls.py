@@ -37,19 +37,20 @@ CALLS = {
     "read": "read",
     "statfs": "?statfs,?fstatfs",
 }
+# ENOENT and ESTALE are a network filesystem's, which does not find for a while what is there.
 ERRORS = {
-    "open": ("ENOSPC", "EIO", "EMFILE"),
-    "write": ("ENOSPC", "EIO"),
-    "fsync": ("ENOSPC", "EIO"),
-    "rename": ("ENOSPC", "EIO"),
-    "mkdir": ("ENOSPC", "EIO"),
+    "stat": ("EIO", "ENOENT", "ESTALE"),  # the longest first
+    "open": ("ENOSPC", "EIO", "EMFILE", "ENOENT", "ESTALE"),
+    "write": ("ENOSPC", "EIO", "ESTALE"),
+    "fsync": ("ENOSPC", "EIO", "ESTALE"),
+    "rename": ("ENOSPC", "EIO", "ENOENT", "ESTALE"),
+    "mkdir": ("ENOSPC", "EIO", "ENOENT", "ESTALE"),
     "close": ("ENOSPC", "EIO"),
-    "unlink": ("EIO",),
-    "chmod": ("EIO",),
-    "stat": ("EIO",),
-    "list": ("EIO",),
-    "read": ("EIO",),
-    "statfs": ("EIO",),
+    "unlink": ("EIO", "ENOENT", "ESTALE"),
+    "chmod": ("EIO", "ENOENT", "ESTALE"),
+    "list": ("EIO", "ESTALE"),  # the C library takes ENOENT for the end of a folder
+    "read": ("EIO", "ESTALE"),
+    "statfs": ("EIO", "ESTALE"),
 }
 KILLED = ("write", "fsync", "rename", "mkdir", "unlink", "open")
 # How many calls in a row a fault for a while takes.
