@@ -29,6 +29,8 @@ from tests.faults.scene import Scene
 ENGINES: tuple[Engine, ...] = ("light", "ray", "local", "vllm", "broken")
 # Lives of each engine in a mixed run: a local Ray costs 10 s a start, vLLM 30 s, light ones 1 s.
 _SHARES: dict[Engine, int] = {"light": 6, "ray": 4, "local": 1, "vllm": 1}
+# Most rounds of a life, so that a run of an hour gets to every kind.
+_ROUNDS: dict[Engine, int] = {"ray": 4, "local": 2, "vllm": 2}
 
 
 class Hosts:
@@ -62,7 +64,7 @@ def play_life(
     here = Scene(folder, engine, rng, nodes=fault.nodes, hosts=hosts.get(needed), settings=fault.settings)
     is_right = True
     try:
-        for number in range(min(rounds, fault.rounds)):
+        for number in range(min(rounds, fault.rounds, _ROUNDS.get(engine, fault.rounds))):
             done = _play_round(here, name, fault, seed, number)
             is_right = is_right and done.verdict.is_right
             yield done
@@ -116,13 +118,14 @@ def lives(arguments: argparse.Namespace) -> Iterator[tuple[str, Engine, int]]:
             yield *kinds[0], seed
             seed += 1
     rng = random.Random(seed)
+    # Each kind once; from then on the cheap ones several times, in a new order every time.
+    turn = list(kinds)
     while True:
-        # Each kind once, the cheap ones several times, in a new order every time.
-        once = [kind for kind in kinds for _ in range(_SHARES.get(kind[1], 1))]
-        rng.shuffle(once)
-        for kind in once:
+        rng.shuffle(turn)
+        for kind in turn:
             yield *kind, seed
             seed += 1
+        turn = [kind for kind in kinds for _ in range(_SHARES.get(kind[1], 1))]
 
 
 def _engines() -> list[Engine]:
