@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from config.load import SettingsError
-from daemon.commands import cancel, doctor, init, run, status, submit, validate
+from daemon.commands import cancel, doctor, init, retry, run, status, submit, validate, verify, watch
 from daemon.exits import CommandError, Exit
 from spool.errors import SpoolError
 
@@ -19,7 +19,7 @@ Answers OpenAI-format batch files that are dropped into a folder, with vLLM on R
   batchd run                             serve it (Ctrl-C stops in order; the next start goes on)
   cp jan.jsonl spool/inbox/              drop a batch file; the answers come to spool/outbox/jan/
   batchd submit jan.jsonl --wait         the same with a check, and wait for the end
-  batchd status jan                      how far it is
+  batchd watch jan                       how far it is, live; batchd status jan: now
 """
 
 
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"batchd {_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (init, run, submit, status, validate, cancel, doctor):
+    for command in (init, run, validate, submit, watch, status, cancel, retry, verify, doctor):
         command.add(commands)
     return parser
 

@@ -13,6 +13,8 @@ import orjson
 from spool import files, layout, lease
 from spool.record import Status
 
+UNSERVED = "note: no daemon serves this spool now; start one with `batchd run`"
+
 
 class Shown(NamedTuple):
     """A batch as its status.json shows it.
@@ -72,11 +74,15 @@ def read_all(home: layout.Layout) -> list[Shown]:
     return sorted(shown, key=lambda each: (each.tree["created_at"], each.tree["id"]), reverse=True)
 
 
+def is_served(home: layout.Layout) -> bool:
+    """Whether a daemon holds a live lease on the spool; where this user cannot tell, it counts as served."""
+    try:
+        return lease.any_live(home, time.time())
+    except PermissionError:
+        return True  # work/ is the daemon's own
+
+
 def warn_if_unserved(home: layout.Layout) -> None:
     """Say on standard error when no daemon holds the spool, as far as this user can tell."""
-    try:
-        is_served = lease.any_live(home, time.time())
-    except PermissionError:
-        return  # work/ is the daemon's own: another user cannot tell
-    if not is_served:
-        print("note: no daemon serves this spool now; start one with `batchd run`", file=sys.stderr)
+    if not is_served(home):
+        print(UNSERVED, file=sys.stderr)

@@ -143,7 +143,10 @@ def test_validate_gives_line_numbers_and_exit_codes(tmp_path: Path) -> None:
 
 def test_every_command_explains_itself() -> None:
     """`--help` works for each, and starts fast enough to be typed."""
-    for name in ("init", "run", "submit", "status", "validate", "cancel"):
+    for name in (
+        *("init", "run", "validate", "submit", "watch", "status"),
+        *("cancel", "retry", "verify", "doctor"),
+    ):
         done = command(name, "--help")
         assert done.returncode == 0
         assert daemons.batchd()

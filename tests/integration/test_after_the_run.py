@@ -1,0 +1,142 @@
+"""`verify` and `retry`, on what the real loop left in the spool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from daemon.main import main
+from spool import control
+from tests.loops import Daemon, Paced
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    """A loop, whose spool the commands find by the environment."""
+    made = Daemon(tmp_path, run=Paced(128))
+    made.run.may_go_on.set()
+    monkeypatch.setenv("BATCHD_SPOOL__ROOT", str(made.home.root))
+    yield made
+    made.stop()
+
+
+def _ended(daemon: Daemon, name: str = "jan") -> None:
+    daemon.until(daemon.is_at("completed", "cancelled", "failed", name=name))
+    daemon.until(lambda: not daemon.lifecycle.held)
+
+
+def _cancelled(daemon: Daemon) -> None:
+    """A batch of 300 of which 128 were answered when its user cancelled it."""
+    daemon.run.may_go_on.clear()
+    daemon.drop(count=300, sidecar="metadata: {team: a}\n")
+    daemon.until(daemon.phase("running"))
+    daemon.until(lambda: daemon.run.answered == 128)
+    control.request_cancel(daemon.home.outbox / "jan")
+    daemon.until(daemon.is_at("cancelled"), later_s=5)
+    daemon.run.may_go_on.set()
+    daemon.until(lambda: not daemon.lifecycle.held)
+
+
+def test_a_right_batch_is_proved(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    """Answered and refused lines, counts, sizes and hashes."""
+    _cancelled(daemon)
+    assert main(["verify", "jan"]) == 0
+    told = capsys.readouterr().out
+    assert "each of 300 requests has exactly one result" in told
+    assert "counts 128 completed and 172 failed" in told
+    assert told.count("as recorded") == 3
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("output.jsonl", lambda lines: lines[:-1], "has no result: output.jsonl ends after line 127"),
+        ("output.jsonl", lambda lines: [*lines, lines[-1]], "but line 129 of output.jsonl"),
+        ("errors.jsonl", lambda lines: lines[1:], "line 129 of the input, custom_id 'a128', has no result"),
+        (
+            "output.jsonl",
+            lambda lines: [*lines[:-1], lines[-1] + b" "],
+            "holds other bytes than were recorded",
+        ),
+    ],
+)
+def test_what_is_wrong_is_found(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str], file: str, change: object, message: str
+) -> None:
+    """A line lost or doubled, or a byte changed after the end."""
+    assert callable(change)
+    _cancelled(daemon)
+    path = daemon.home.outbox / "jan" / file
+    path.write_bytes(b"\n".join(change(path.read_bytes().splitlines())) + b"\n")
+    assert main(["verify", "jan"]) == 1
+    assert message in capsys.readouterr().out
+
+
+def test_what_got_no_answer_is_dropped_again(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a batch that names the old one, and that can be verified and retried itself."""
+    _cancelled(daemon)
+    assert main(["retry", "jan"]) == 0
+    _ended(daemon, "jan.retry")
+    assert [row["custom_id"] for row in daemon.lines("output.jsonl", "jan.retry")] == [
+        f"a{number}" for number in range(128, 300)
+    ]
+    assert daemon.status("jan.retry").metadata == {"team": "a", "retry_of": daemon.status("jan").id}
+    assert main(["verify", "jan.retry"]) == 0
+    assert main(["retry", "jan.retry"]) == 1
+    assert "nothing to retry" in capsys.readouterr().err
+
+
+def test_a_failed_batch_says_how_to_go_on(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    """None of its lines was accepted; the good ones can be run all the same."""
+    daemon.drop(count=3)
+    drop = daemon.home.inbox / "jan.jsonl"
+    drop.write_bytes(drop.read_bytes() + b"{no json\n")
+    _ended(daemon)
+    assert main(["verify", "jan"]) == 0
+    assert "nothing to prove" in capsys.readouterr().out
+    assert main(["retry", "jan"]) == 1
+    assert "--on-invalid skip" in capsys.readouterr().err
+    assert list(daemon.home.inbox.iterdir()) == []
+    assert main(["retry", "jan", "--on-invalid", "skip"]) == 0
+    _ended(daemon, "jan.retry")
+    assert len(daemon.lines("output.jsonl", "jan.retry")) == 3
+    assert len(daemon.lines("errors.jsonl", "jan.retry")) == 1
+
+
+def test_a_batch_that_goes_on_is_neither_verified_nor_retried(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message says what shows its end."""
+    daemon.run.may_go_on.clear()
+    daemon.drop(count=300)
+    daemon.until(daemon.phase("running"))
+    for command in ("verify", "retry"):
+        assert main([command, "jan"]) == 1
+        assert "batchd watch jan" in capsys.readouterr().err
+
+
+def test_a_drop_that_retention_took_can_be_named(
+    daemon: Daemon, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --input; another file than the batch's is refused, and nothing is dropped."""
+    daemon.drop(count=3, method="GET")
+    daemon.drop("feb", sidecar="on_invalid: skip\n", count=3, method="GET")
+    _ended(daemon, "feb")
+    archived = daemon.home.archive / str(daemon.status("feb").id) / "drop.jsonl"
+    mine = tmp_path / "mine.jsonl"
+    archived.rename(mine)
+    assert main(["retry", "feb"]) == 1
+    assert "--input" in capsys.readouterr().err
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(mine.read_bytes().splitlines(keepends=True)[0])
+    assert main(["retry", "feb", "--input", str(other)]) == 1
+    assert "is it the batch's input" in capsys.readouterr().err
+    assert list(daemon.home.inbox.iterdir()) == []
+    assert main(["retry", "feb", "--input", str(mine)]) == 0
+    assert len((daemon.home.inbox / "feb.retry.jsonl").read_bytes().splitlines()) == 3
+    assert (
+        orjson.loads((daemon.home.inbox / "feb.retry.jsonl").read_bytes().splitlines()[0])["method"] == "GET"
+    )
