@@ -21,6 +21,20 @@ def is_paused(home: layout.Layout) -> bool:
     return home.pause.exists()
 
 
+def pause(home: layout.Layout) -> None:
+    """Have nothing new claimed, as `touch pause` does."""
+    home.pause.touch()
+
+
+def resume(home: layout.Layout) -> bool:
+    """Take the pause file away; whether there was one."""
+    try:
+        os.unlink(home.pause)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def cancel_requested(outbox: Path) -> bool:
     """Whether the user asked to cancel the batch of this outbox folder."""
     return os.path.lexists(outbox / CANCEL_FILE)

@@ -12,6 +12,9 @@ from daemon import outbox
 from daemon.commands import spool_option
 from daemon.exits import CommandError, Exit
 from spool import layout
+from spool.record import Status
+
+_EMPTY = "no batches yet: drop a .jsonl file into inbox/"
 
 
 def add(commands: Any) -> None:
@@ -23,6 +26,13 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help="name in outbox/, or the drop's")
     parser.add_argument("--json", action="store_true", help="status.json as it is; without NAME one a line")
+    parser.add_argument(
+        "--state",
+        metavar="STATUS",
+        action="append",
+        choices=[*Status, "active"],
+        help=f"only batches of this status; repeatable: {', '.join(Status)}, or active for all that go on",
+    )
     spool_option.add(parser)
     parser.set_defaults(run=run)
 
@@ -32,13 +42,19 @@ def run(arguments: argparse.Namespace) -> int:
     home = spool_option.home(arguments)
     if arguments.name:
         _show_one(home, arguments)
-    elif arguments.json:
-        for shown in outbox.read_all(home):
-            print(orjson.dumps(shown.tree).decode())
     else:
-        _show_table(outbox.read_all(home))
+        batches = [shown for shown in outbox.read_all(home) if _is_wanted(shown, arguments.state)]
+        if arguments.json:
+            for shown in batches:
+                print(orjson.dumps(shown.tree).decode())
+        else:
+            _show_table(batches, arguments.state)
     outbox.warn_if_unserved(home)
     return Exit.DONE
+
+
+def _is_wanted(shown: outbox.Shown, states: list[str] | None) -> bool:
+    return states is None or shown.status in states or ("active" in states and not shown.is_terminal)
 
 
 def _show_one(home: layout.Layout, arguments: argparse.Namespace) -> None:
@@ -79,9 +95,9 @@ def _details(shown: outbox.Shown) -> list[tuple[str, str]]:
     return details
 
 
-def _show_table(batches: list[outbox.Shown]) -> None:
+def _show_table(batches: list[outbox.Shown], states: list[str] | None) -> None:
     if not batches:
-        print("no batches yet: drop a .jsonl file into inbox/")
+        print(f"no batches are {' or '.join(states)}" if states else _EMPTY)
         return
     rows = [("NAME", "STATUS", "PHASE", "DONE", "TOTAL", "FAILED", "CREATED", "DEADLINE")]
     for shown in batches:

@@ -1,4 +1,4 @@
-"""`verify` and `retry`, on what the real loop left in the spool."""
+"""`verify`, `retry`, `status` and `pause`, on what the real loop leaves in the spool."""
 
 from __future__ import annotations
 
@@ -140,3 +140,40 @@ def test_a_drop_that_retention_took_can_be_named(
     assert (
         orjson.loads((daemon.home.inbox / "feb.retry.jsonl").read_bytes().splitlines()[0])["method"] == "GET"
     )
+
+
+def test_batches_can_be_listed_by_status(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    """One status, several, or all that go on; as a table or for a script."""
+    _cancelled(daemon)
+    daemon.run.may_go_on.clear()
+    daemon.drop("feb", count=300)
+    daemon.until(daemon.phase("running", name="feb"))
+
+    def listed(*states: str) -> list[str]:
+        arguments = [part for state in states for part in ("--state", state)]
+        assert main(["status", "--json", *arguments]) == 0
+        names = [orjson.loads(line)["input_file_id"] for line in capsys.readouterr().out.splitlines()]
+        assert main(["status", *arguments]) == 0
+        table = capsys.readouterr().out
+        assert all(name.removesuffix(".jsonl") in table for name in names)
+        return names
+
+    assert listed() == ["feb.jsonl", "jan.jsonl"]
+    assert listed("active") == ["feb.jsonl"]
+    assert listed("cancelled") == ["jan.jsonl"]
+    assert listed("cancelled", "in_progress") == ["feb.jsonl", "jan.jsonl"]
+    assert main(["status", "--state", "expired"]) == 0
+    assert capsys.readouterr().out == "no batches are expired\n"
+
+
+def test_a_paused_spool_takes_nothing_in(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    """Until it is resumed."""
+    assert main(["pause"]) == 0
+    daemon.drop()
+    for _ in range(5):
+        daemon.step(later_s=2)
+    assert not daemon.lifecycle.held
+    assert main(["resume"]) == 0
+    assert main(["resume"]) == 0
+    assert "it was not paused" in capsys.readouterr().out
+    daemon.until(daemon.is_at("completed"), later_s=4)

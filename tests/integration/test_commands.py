@@ -52,6 +52,19 @@ def test_a_check_of_good_settings_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "spool").exists()
 
 
+def test_a_check_looks_at_the_spool_too(tmp_path: Path) -> None:
+    """Where it stands already: a folder that is open to others would stop the start."""
+    config = tmp_path / "batchd.yaml"
+    config.write_text("models: [{name: m, kind: echo}]\n")
+    command("init", tmp_path / "spool", check=True)
+    done = command("run", "--config", config, "--check", spool=tmp_path / "spool")
+    assert (done.returncode, done.stdout.count("ok  ")) == (0, 2)
+    (tmp_path / "spool/work").chmod(0o755)
+    done = command("run", "--config", config, "--check", spool=tmp_path / "spool")
+    assert done.returncode == 3
+    assert "chmod 700" in done.stderr
+
+
 def test_a_root_without_a_spool_is_unavailable(tmp_path: Path) -> None:
     """An existing folder without spool.json is never taken for an empty spool."""
     (tmp_path / "spool").mkdir()
