@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from config import load
+from daemon.excerpt import excerpt
 from daemon.exits import CommandError, Exit
 from pipeline import validate
+from spool.record import LineError
 
 
 def add(commands: Any) -> None:
@@ -26,7 +29,7 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the verdict; errors as FILE:LINE: CODE: MESSAGE."""
+    """Print the verdict; errors as FILE:LINE: CODE: MESSAGE, on a terminal with an excerpt of the line."""
     settings = load.load(arguments.config)
     rules = validate.Rules(
         models=frozenset(model.name for model in settings.models),
@@ -42,9 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
                 verdict = validate.check(source, rules)
     except OSError as error:
         raise CommandError(f"{arguments.file}: {error.strerror}", Exit.WRONG_USE) from error
-    for problem in verdict.errors:
-        where = f"{arguments.file}:{problem.line}" if problem.line else str(arguments.file)
-        print(f"{where}: {problem.code}: {problem.message}")
+    _print_errors(arguments.file, verdict.errors)
     if not verdict.is_valid:
         count = verdict.total_errors
         print(
@@ -54,3 +55,20 @@ def run(arguments: argparse.Namespace) -> int:
         return Exit.FAILED
     print(f"valid: {verdict.requests} requests to {verdict.endpoint} for {verdict.model}")
     return Exit.DONE
+
+
+def _print_errors(file: Path, errors: Sequence[LineError]) -> None:
+    lines = _read_lines(file, {problem.line for problem in errors if problem.line})
+    for problem in errors:
+        where = f"{file}:{problem.line}" if problem.line else str(file)
+        print(f"{where}: {problem.code}: {problem.message}")
+        for shown in excerpt(lines.get(problem.line, b""), problem):
+            print(f"    {shown}")
+
+
+def _read_lines(file: Path, wanted: set[int]) -> dict[int | None, bytes]:
+    """Some lines by their numbers, for a person; none of standard input, which was read already."""
+    if not wanted or str(file) == "-" or not sys.stdout.isatty():
+        return {}
+    with open(file, "rb") as source:
+        return {number: line for number, line in enumerate(source, 1) if number in wanted}
