@@ -223,11 +223,13 @@ class Replica:
         """One finished line, in a place of the caller's or one of its own; raises EngineDeadError alone."""
         if has_place:
             return await self._answer_inside(batch, batch_id, line, request)
-        await self._gate.enter(self._gate.places)
+        gate = self._gate
+        if not gate.try_enter(gate.places):
+            await gate.enter(gate.places)
         try:
             return await self._answer_inside(batch, batch_id, line, request)
         finally:
-            self._gate.leave(self._gate.places)
+            gate.leave(gate.places)
 
     async def _answer_inside(self, batch: str, batch_id: str, line: int, request: bytes) -> Result:
         if self._end is not None:

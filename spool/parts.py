@@ -51,7 +51,8 @@ class Usage(NamedTuple):
 
     def plus(self, other: Usage) -> Usage:
         """The sum, field by field."""
-        return Usage(*(a + b for a, b in zip(self, other, strict=True)))
+        inputs, cached, outputs, reasoning = self
+        return Usage(inputs + other[0], cached + other[1], outputs + other[2], reasoning + other[3])
 
 
 def total(usages: Iterable[Usage]) -> Usage:
