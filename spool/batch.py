@@ -132,11 +132,19 @@ class Batch:
                 raise ResultsLost(f"{self.id}: its outbox folder was removed before the batch ended")
             self._place(progress)
             return
-        fresh = self.folder / layout.STATUS_FILE
-        self._write(fresh, status.render(self.record, self.instance, progress, final))
+        content = status.render(self.record, self.instance, progress, final)
+        step: Step = "publish.status" if final else "status"
         try:
-            step: Step = "publish.status" if final else "status"
-            files.rename_durable(fresh, self.outbox / layout.STATUS_FILE, step)
+            # Until the last one, a status.json is but a view of the record, which shows it anew after a power
+            # loss.
+            files.write_out(
+                self.folder,
+                self.outbox / layout.STATUS_FILE,
+                content,
+                self._mode,
+                step,
+                is_durable=final is not None,
+            )
         except FileNotFoundError as error:
             if not self.folder.is_dir():
                 raise BatchGone(f"{self.id} was adopted by another daemon") from error
@@ -151,7 +159,7 @@ class Batch:
         out = self.folder / "out"
         try:
             with suppress(FileExistsError):
-                files.make_folder(out)
+                files.make_folder(out, is_durable=False)  # lost, it is made again
         except FileNotFoundError as error:
             raise BatchGone(f"{self.id} was adopted by another daemon") from error
         files.remove_temporaries([out])  # of a writer that was killed here: the folder becomes public
@@ -161,7 +169,11 @@ class Batch:
             if os.path.lexists(self.home.outbox / name):
                 continue
             self.save(outbox_name=name)
-            self._write(out / layout.STATUS_FILE, status.render(self.record, self.instance, progress))
+            content = status.render(self.record, self.instance, progress)
+            try:
+                files.write_durable(out / layout.STATUS_FILE, content, self._mode)
+            except FileNotFoundError as error:
+                raise BatchGone(f"{self.id} was adopted by another daemon") from error
             # A folder may be listed by whoever may read the files in it.
             os.chmod(out, 0o700 | self.mode | (self.mode & 0o444) >> 2)
             try:
@@ -172,12 +184,6 @@ class Batch:
                     continue  # since we looked
                 raise
             return
-
-    def _write(self, path: Path, content: bytes) -> None:
-        try:
-            files.write_durable(path, content, self._mode)
-        except FileNotFoundError as error:
-            raise BatchGone(f"{self.id} was adopted by another daemon") from error
 
     def discard(self) -> None:
         """Remove the folder of a claim that was lost; never one that holds a drop after all."""
