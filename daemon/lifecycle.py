@@ -332,26 +332,15 @@ class Lifecycle:
         held.stage = Stage.DECIDED
 
     def _finish(self, held: Held, now: float) -> None:
-        """Say what is coming, then hand the batch to a worker that merges, commits and publishes."""
+        """Hand the batch to a worker that says what is coming, merges, commits and publishes."""
         assert held.outcome is not None
-        record = held.batch.record
-        if held.batch.final is None:
-            if held.outcome.errors and not record.errors:
-                held.batch.save(errors=held.outcome.errors)
-            if record.plan and record.phase is not Phase.MERGING:
-                if record.status is Status.IN_PROGRESS:
-                    held.batch.advance(
-                        now, Status.FINALIZING, Phase.MERGING, held.outcome.reason, finalizing_at=now
-                    )
-                else:
-                    held.batch.advance(now, record.status, Phase.MERGING, held.outcome.reason)
-            held.batch.show(held.progress(now, is_running=False))
         held.stage, held.is_dirty = Stage.FINISHING, False
         self._workers.submit(
             "finish",
             work.finish,
             held.batch,
             held.outcome,
+            held.progress(now, is_running=False),
             lambda: held.time(self._clock.now()),
             then=lambda done: self._finished(held, done),
         )

@@ -16,7 +16,8 @@ from spool import claim, files, publish
 from spool.batch import Batch, read_final
 from spool.errors import ResultsLost
 from spool.lines import Code
-from spool.record import FileIdentity, Final, LineError, Status
+from spool.record import FileIdentity, Final, LineError, Phase, Status
+from spool.status import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,8 @@ def _was_touched(before: os.stat_result, after: os.stat_result) -> bool:
     return before.st_nlink == after.st_nlink and before.st_ctime_ns != after.st_ctime_ns
 
 
-def finish(batch: Batch, outcome: Outcome, now: Callable[[], float]) -> Final:
-    """Merge, commit and publish; what is committed already is only published.
+def finish(batch: Batch, outcome: Outcome, progress: Progress, now: Callable[[], float]) -> Final:
+    """Say what is coming, merge, commit and publish; what is committed already is only published.
 
     Raises:
         BatchGone, FileNotFoundError: the batch was adopted by another daemon, unless its folder stands.
@@ -88,6 +89,7 @@ def finish(batch: Batch, outcome: Outcome, now: Callable[[], float]) -> Final:
         files.fsync_folder(batch.folder)
         batch.final = final
     if batch.final is None:
+        _announce(batch, outcome, progress, now())
         publish.commit(batch, _decide(batch, outcome, now))
     assert batch.final is not None
     try:
@@ -96,6 +98,19 @@ def finish(batch: Batch, outcome: Outcome, now: Callable[[], float]) -> Final:
         _merge_again(batch, batch.final)
         publish.roll_forward(batch)
     return batch.final
+
+
+def _announce(batch: Batch, outcome: Outcome, progress: Progress, at: float) -> None:
+    """Note and show that the batch is about to end."""
+    record = batch.record
+    if outcome.errors and not record.errors:
+        batch.save(errors=outcome.errors)
+    if record.plan and record.phase is not Phase.MERGING:
+        if record.status is Status.IN_PROGRESS:
+            batch.advance(at, Status.FINALIZING, Phase.MERGING, outcome.reason, finalizing_at=at)
+        else:
+            batch.advance(at, record.status, Phase.MERGING, outcome.reason)
+    batch.show(progress)
 
 
 def unanswered(status: Status, reason: str) -> tuple[str, str]:

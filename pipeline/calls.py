@@ -187,9 +187,8 @@ class Call:
             self._send()
             return
         for result in value.results:
-            if result is not None:
-                self.results[result.line] = result
-                del self._open[result.line]
+            self.results[result.line] = result
+            del self._open[result.line]
         if value.died is not None:
             self._lost(value.inside, value.crowd, value.died)
         elif any(line in self._open for line in self._chunk) and not self._is_aborted:

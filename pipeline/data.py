@@ -1,18 +1,15 @@
-"""The data path of a run in Ray Data: read shards, infer, write parts, fused by Ray Data into one task.
+"""The data path of a run in Ray Data: read shards, have them answered, write parts, fused into one task.
 
 A task works through a list of bundles (pipeline/slices.py), each a block of one row: it is read when the one
 before was written, and its parts are durable before the next one is read. A task that Ray repeats reads the
 parts first, so that no line is doubled. How requests reach an engine, and what becomes of those that kill it,
 is in pipeline/calls.py. Imported only inside functions, because it imports ray at the top.
 
-Columns of a row between reading and inferring: lists of equal length, an item for each request that has no
+Columns of a row between reading and answering: lists of equal length, an item for each request that has no
 result yet, all of them not null:
     batch string, shard int64, attempt int64, home int64, line int64, leader int64 (the line whose answer it
     takes, mostly itself), request large_binary (a line of input.jsonl)
-and between inferring and writing:
-    batch string, shard int64, attempt int64, line int64, ok bool, shared bool, input_tokens, cached_tokens,
-    output_tokens, reasoning_tokens int64, text large_binary (a finished JSON line)
-The large types hold a block of more than 2 GiB, such as 128 lines of 16 MiB.
+The large type holds a block of more than 2 GiB, such as 128 lines of 16 MiB.
 
 Limits: a waiting task is a process of Ray's, so few tasks with many lines each are in flight.
 """
@@ -34,12 +31,12 @@ import ray
 import ray.data
 from ray.data import DataContext, TaskPoolStrategy
 from ray.data.block import BlockMetadata
-from ray.data.datasource import Datasink, Datasource, ReadTask
+from ray.data.datasource import Datasource, ReadTask
 
 from pipeline import calls, twins
 from pipeline.slices import MAX_TASKS, Bundle
 from spool import control, parts, plan
-from spool.parts import Result, Usage
+from spool.parts import Result
 
 _log = logging.getLogger(__name__)
 
@@ -53,14 +50,6 @@ _REQUESTS = {
     **_SHARD,
     **dict.fromkeys(("home", "line", "leader"), pa.int64()),
     "request": pa.large_binary(),
-}
-_RESULTS = {
-    **_SHARD,
-    "line": pa.int64(),
-    "ok": pa.bool_(),
-    "shared": pa.bool_(),
-    **dict.fromkeys(Usage._fields, pa.int64()),
-    "text": pa.large_binary(),
 }
 
 
@@ -81,6 +70,8 @@ def configure() -> None:
     context.target_max_block_size = 1
     # One request may take request_timeout_s, many times that of one task; 30 minutes is Ray Data's default.
     context.execution_no_progress_timeout_s = -1
+    # So that a run sees whether a disk is to blame.
+    context.raise_original_map_exception = True
     # The object store is small and so are our blocks: nothing to reserve for a single fused operator.
     context.op_resource_reservation_enabled = False
 
@@ -122,15 +113,30 @@ def execute(
     Raises:
         Exception: what a task raised, in Ray's wrapping; other tasks may still write their parts.
     """
-    concurrency = min(concurrency, len(tasks))
-    pool = TaskPoolStrategy(concurrency)
+    steps(tasks, route, concurrency, resources, is_deduping).materialize()
+
+
+def steps(
+    tasks: Sequence[Sequence[Bundle]],
+    route: calls.Route,
+    concurrency: int,
+    resources: dict[str, float],
+    is_deduping: bool,
+) -> ray.data.Dataset:
+    """What `execute` runs, see there: two steps, of equal resources and concurrency, so that both fuse.
+
+    A Datasink would be a third, but Ray Data (2.60) forgets the concurrency when it fuses one with the step
+    before it, and then does not fuse the reading: each bundle goes through the object store into a task of
+    its own. That took 280 us of processor time a line in all processes together, and takes 95 so (measured
+    2026-11-24).
+    """
+    pool = TaskPoolStrategy(min(concurrency, len(tasks)))
     placed: dict[str, Any] = {"num_cpus": TASK_CPUS, "resources": resources}
-    # Equal resources and concurrency are what lets Ray Data fuse the three steps into one task.
     requests = ray.data.read_datasource(
         ShardSource(tasks, is_deduping), override_num_blocks=len(tasks), compute=pool, **placed
     )
-    results = requests.map_batches(
-        infer,
+    return requests.map_batches(
+        answer,
         fn_kwargs={"route": route},
         batch_size=None,
         batch_format="pyarrow",
@@ -138,7 +144,6 @@ def execute(
         compute=pool,
         **placed,
     )
-    results.write_datasink(PartSink(), ray_remote_args=placed, concurrency=concurrency)
 
 
 class ShardSource(Datasource):
@@ -224,19 +229,31 @@ def _missing(batch: Path, shard: plan.Shard) -> list[tuple[int, bytes]]:
     return [request for request in plan.read_requests(batch, shard) if request[0] not in done]
 
 
-def infer(table: pa.Table, route: calls.Route) -> pa.Table:
-    """Have the requests of a bundle answered; those of stopped batches as far as they got.
+def answer(table: pa.Table, route: calls.Route) -> pa.Table:
+    """Have the requests of a bundle answered, and make a part of each shard durable.
 
-    Requests whose replica did not come back in time have no result either; the caller of the run sees that.
+    Of stopped batches that is as far as they got; requests whose replica did not come back in time have no
+    result either, and the caller of the run sees that. A batch that another daemon adopted is dropped, which
+    is the fence.
+
+    Returns:
+        Nothing: the parts are the whole result.
+
+    Raises:
+        OSError: a part cannot be written, such as on a full disk.
     """
     waiting = [_Waiting(key, home, rows, route) for key, home, rows in _by_shard(table)]
     calls.answer_all([each.call for each in waiting])
-    rows = [
-        (*each.key, result.line, result.ok, result.shared, *result.usage, result.text)
-        for each in waiting
-        for result in each.results()
-    ]
-    return _to_table(rows, _RESULTS) if rows else pa.table({})
+    for each in waiting:
+        batch, shard, attempt = each.key
+        if results := list(each.results()):
+            try:
+                parts.write(Path(batch), shard, attempt, results)
+            except FileNotFoundError:
+                if Path(batch).is_dir():
+                    raise
+                _log.warning("part_dropped", extra={"batch": Path(batch).name, "shard": shard})
+    return pa.table({})
 
 
 class _Waiting:
@@ -268,28 +285,6 @@ class _Waiting:
 def _by_shard(table: pa.Table) -> Iterator[tuple[tuple[str, int, int], int, list[tuple[int, int, bytes]]]]:
     for (*key, home), group in itertools.groupby(_to_rows(table, _REQUESTS), key=lambda row: row[:4]):
         yield tuple(key), home, [row[4:] for row in group]
-
-
-class PartSink(Datasink):
-    """Writes a part for each shard of a block, durably, as the block comes."""
-
-    def write(self, blocks: Iterable[pa.Table], ctx: Any) -> None:
-        """Write what there is; a batch that another daemon adopted is dropped, which is the fence.
-
-        Raises:
-            OSError: the part cannot be written, such as on a full disk.
-        """
-        for block in blocks:
-            for (batch, shard, attempt), group in itertools.groupby(
-                _to_rows(block, _RESULTS), key=lambda row: row[:3]
-            ):
-                results = [Result(row[3], row[4], Usage(*row[6:10]), row[10], row[5]) for row in group]
-                try:
-                    parts.write(Path(batch), shard, attempt, results)
-                except FileNotFoundError:
-                    if Path(batch).is_dir():
-                        raise
-                    _log.warning("part_dropped", extra={"batch": Path(batch).name, "shard": shard})
 
 
 def _linger(replicas: list[Any]) -> int:

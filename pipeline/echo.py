@@ -69,10 +69,13 @@ class EchoEngine:
 
     async def answer(self, url: str, body: dict[str, Any], request_id: str) -> Answer:
         """See Engine."""
-        await self.check_health()
+        if not self._running:
+            raise self._death()
         if self._latency_s:
             await asyncio.sleep(self._latency_s)
-        await self._obey(_wish(body), request_id)
+        wish = _wish(body)
+        if wish or self._log or self._stalled:
+            await self._obey(wish, request_id)
         make = _ENDPOINTS.get(url)
         if make is None:
             message = f"the echo engine has no {url}"
@@ -98,13 +101,16 @@ class EchoEngine:
     async def check_health(self) -> None:
         """See Engine."""
         if not self._running:
-            raise errors.EngineDeadError(f"model {self._name!r}: the echo engine is not running")
+            raise self._death()
+
+    def _death(self) -> errors.EngineDeadError:
+        return errors.EngineDeadError(f"model {self._name!r}: the echo engine is not running")
 
     async def stop(self) -> None:
         """See Engine."""
         self._running = False
 
-    async def _obey(self, wish: object, request_id: str) -> None:
+    async def _obey(self, wish: str, request_id: str) -> None:
         """Misbehave where a request asks for it."""
         if self._log:
             with open(self._log, "a") as file:
@@ -117,16 +123,17 @@ class EchoEngine:
             os._exit(1)
         if wish == "echo:crash":
             self._running = False
-            await self.check_health()
+            raise self._death()
         if wish == "echo:hang":
             time.sleep(_HANG_S)
 
 
-def _wish(body: dict[str, Any]) -> object:
-    """The last message's content, where it has one."""
+def _wish(body: dict[str, Any]) -> str:
+    """What the last message asks for; "" for nothing."""
     messages = body.get("messages")
     last = messages[-1] if isinstance(messages, list) and messages else None
-    return last.get("content") if isinstance(last, dict) and last.get("role") == "user" else None
+    content = last.get("content") if isinstance(last, dict) and last.get("role") == "user" else None
+    return content if isinstance(content, str) and content.startswith("echo:") else ""
 
 
 def _chat(body: dict[str, Any]) -> _Made:

@@ -7,8 +7,7 @@ ever stands in for the other. Imports neither vllm nor torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from spool.parts import Usage
 
@@ -28,8 +27,7 @@ SUPPORTED_URLS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What an engine says to one request.
 
     Attributes:

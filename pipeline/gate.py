@@ -27,13 +27,20 @@ class Gate:
     def __init__(self, places: int) -> None:
         self.places = places
         self._taken: Counter[int] = Counter()  # places by the company that their holders bear
+        self._inside = 0
         self._queue: deque[tuple[int, int, asyncio.Future[None]]] = deque()
+
+    def try_enter(self, company: int, count: int = 1) -> bool:
+        """Take some places if that needs no wait; False, and nothing is taken, if it does."""
+        assert 0 < count <= company <= self.places
+        if self._queue or not self._has_room(company, count):
+            return False
+        self._take(company, count)
+        return True
 
     async def enter(self, company: int, count: int = 1) -> None:
         """Wait for some places at once; each is to be given back by `leave`."""
-        assert 0 < count <= company <= self.places
-        if not self._queue and self._has_room(company, count):
-            self._taken[company] += count
+        if self.try_enter(company, count):
             return
         admitted = asyncio.get_running_loop().create_future()
         self._queue.append((company, count, admitted))
@@ -49,13 +56,19 @@ class Gate:
 
     def leave(self, company: int, count: int = 1) -> None:
         """Give places back."""
+        self._inside -= count
         self._taken[company] -= count
         if not self._taken[company]:
             del self._taken[company]
-        self._admit()
+        if self._queue:
+            self._admit()
 
     def _has_room(self, company: int, count: int) -> bool:
-        return self._taken.total() + count <= min(company, *self._taken, self.places)
+        return self._inside + count <= min(company, *self._taken, self.places)
+
+    def _take(self, company: int, count: int) -> None:
+        self._inside += count
+        self._taken[company] += count
 
     def _admit(self) -> None:
         """Let in who is next; those behind wait, so that nobody waits for ever."""
@@ -64,7 +77,7 @@ class Gate:
             if not admitted.done():
                 if not self._has_room(company, count):
                     return
-                self._taken[company] += count
+                self._take(company, count)
                 admitted.set_result(None)
             self._queue.popleft()
 

@@ -74,7 +74,7 @@ def merge(batch: Path, plan_requests: int, unanswered: tuple[str, str] | None, m
     folder = batch / FOLDER
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(folder)
-    files.make_folder(folder)
+    files.make_folder(folder, is_durable=False)  # becomes so with final.json beside it
     named: dict[int, list[parts.PartName]] = defaultdict(list)
     for name in parts.list_parts(batch):
         named[name.shard].append(name)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import ray
@@ -19,6 +18,7 @@ import ray
 from config import settings
 from pipeline import engine, errors, kinds
 from pipeline.gate import Gate, slots
+from pipeline.reply import Reply
 from pipeline.responder import Activity, Responder
 from pipeline.tickets import Key, Tickets
 from spool.parts import Result, Usage
@@ -31,22 +31,6 @@ ABORT_S = 5.0
 FLUSH_S = 0.5
 # A restarted replica whose engine does not start ends itself after this long, so that Ray tries again.
 START_RETRY_S = 5.0
-
-
-class Reply(NamedTuple):
-    """What became of the requests of one call.
-
-    Attributes:
-        results: in the order of the requests; None where there is no answer yet.
-        died: why the engine died meanwhile; None if it did not.
-        inside: those of the requests that were in the engine when it died.
-        crowd: all requests that were in it then.
-    """
-
-    results: list[Result | None]
-    died: str | None
-    inside: Sequence[int] = ()
-    crowd: int = 0
 
 
 class Stats(NamedTuple):
@@ -149,7 +133,7 @@ class Replica:
         key = (batch, shard)
         ticket = self._tickets.take(key) if has_places else None
         if has_places and ticket is None:
-            return Reply([None] * len(requests), None)
+            return Reply([], None)
         await self._cancel_running([key])
         tasks = [asyncio.create_task(self._answer(batch, batch_id, *each, has_places)) for each in requests]
         if ticket:
@@ -162,13 +146,13 @@ class Replica:
             await _cancel(tasks)
             if self._running.get(key) is tasks:
                 del self._running[key]
-        results = [None if _is_open(task) else task.result() for task in tasks]
+        results = [task.result() for task in tasks if not _is_open(task)]
         died = next((str(task.exception()) for task in tasks if _is_failed(task)), None)
         if died is None and self._end is not None:  # it died under another shard, which cancelled ours
             died = f"model {self._name!r}: the engine died"
         if died is None:
             return Reply(results, None)
-        unanswered = [line for (line, _), result in zip(requests, results, strict=True) if result is None]
+        unanswered = [line for (line, _), task in zip(requests, tasks, strict=True) if _is_open(task)]
         inside = [line for line in unanswered if (batch, line) in self._fallen]
         return Reply(results, died, inside, len(self._fallen))
 
@@ -239,11 +223,13 @@ class Replica:
         """One finished line, in a place of the caller's or one of its own; raises EngineDeadError alone."""
         if has_place:
             return await self._answer_inside(batch, batch_id, line, request)
-        await self._gate.enter(self._gate.places)
+        gate = self._gate
+        if not gate.try_enter(gate.places):
+            await gate.enter(gate.places)
         try:
             return await self._answer_inside(batch, batch_id, line, request)
         finally:
-            self._gate.leave(self._gate.places)
+            gate.leave(gate.places)
 
     async def _answer_inside(self, batch: str, batch_id: str, line: int, request: bytes) -> Result:
         if self._end is not None:

@@ -19,6 +19,7 @@ import orjson
 from config import settings
 from pipeline import errors
 from pipeline.engine import Engine
+from pipeline.time_limit import TimeLimit
 from spool import lines
 from spool.parts import Result, Usage
 
@@ -59,6 +60,7 @@ class Responder:
         self._name = name
         self._engine = engine
         self._limits = limits
+        self._limit = TimeLimit(limits.request_timeout_s)
         self._answered_at = float("-inf")
         self._probe: asyncio.Task[bool] | None = None
         self._durations: deque[float] = deque(maxlen=MAX_DURATIONS)
@@ -78,7 +80,10 @@ class Responder:
         """
         began = time.monotonic()
         outcome, result = await self._ask(lines.request_key(batch_id, line), line, request)
-        self._durations.append(time.monotonic() - began)
+        ended = time.monotonic()
+        if outcome == "completed":
+            self._answered_at = ended
+        self._durations.append(ended - began)
         self._outcomes[outcome] += 1
         self._usage = self._usage.plus(result.usage)
         return result
@@ -94,22 +99,20 @@ class Responder:
     async def _ask(self, key: str, line: int, request: bytes) -> tuple[str, Result]:
         """The outcome and the finished line of one request."""
         custom_id = None
-        limit = asyncio.timeout(self._limits.request_timeout_s)
+        limited = self._limit.begin()
         try:
             document = orjson.loads(request)
             custom_id = document["custom_id"]
-            async with limit:
+            with limited:
                 answer = await self._engine.answer(document["url"], document["body"], key)
             ok = answer.status_code == 200
-            if ok:
-                self._answered_at = time.monotonic()
             text = lines.response_line(key, custom_id, answer.status_code, _one_line(answer.body))
             return "completed" if ok else "failed", Result(line, ok, answer.usage if ok else Usage(), text)
         except errors.EngineDeadError:
             raise
         except Exception as error:  # noqa: BLE001 - an engine's mistake on one line must not lose its neighbours
             code, message = lines.Code.ENGINE, f"{type(error).__name__}: {error}"
-            if limit.expired():
+            if limited.is_expired:
                 await self._check_progress()
                 code, message = lines.Code.TIMEOUT, f"no answer within {self._limits.request_timeout_s:g} s"
             text = lines.error_line(key, custom_id, code, message)

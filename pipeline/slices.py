@@ -24,8 +24,7 @@ MAX_TASKS = min(16, max(4, os.cpu_count() or 1))
 BUNDLE_LINES = 128
 # Results of a bundle, of twins one each: they are in memory together. A shard alone may have more.
 BUNDLE_RESULTS = 1024
-# Bundles of one task: Ray Data keeps the answers that a task has written until the task ends, about 60 KB for
-# a bundle of short ones.
+# Bundles of one task: what Ray repeats if a worker dies, and what the others may have to wait for.
 MAX_BUNDLES = 32
 
 

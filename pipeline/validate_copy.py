@@ -96,7 +96,7 @@ def open_copy(batch: Path, batch_id: str, wishes: Wishes) -> Iterator[Copy]:
     """
     for folder in (batch / plan.FOLDER, batch / parts.FOLDER):
         with suppress(FileExistsError):
-            files.make_folder(folder)
+            files.make_folder(folder, is_durable=False)  # becomes so with input.jsonl beside it
     _clear(batch)
     try:
         with (

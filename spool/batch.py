@@ -139,11 +139,10 @@ class Batch:
                 raise ResultsLost(f"{self.id}: its outbox folder was removed before the batch ended")
             if self._place(progress):
                 return
-        fresh = self.folder / layout.STATUS_FILE
-        self._write(fresh, status.render(self.record, self.instance, progress, final))
+        content = status.render(self.record, self.instance, progress, final)
+        step: Step = "publish.status" if final else "status"
         try:
-            step: Step = "publish.status" if final else "status"
-            files.rename_durable(fresh, self.outbox / layout.STATUS_FILE, step)
+            files.write_out(self.folder, self.outbox / layout.STATUS_FILE, content, self._mode, step)
         except FileNotFoundError as error:
             if not self.folder.is_dir():
                 raise BatchGone(f"{self.id} was adopted by another daemon") from error
@@ -161,7 +160,7 @@ class Batch:
         out = self.folder / "out"
         try:
             with suppress(FileExistsError):
-                files.make_folder(out)
+                files.make_folder(out, is_durable=False)  # lost, it is made again
         except FileNotFoundError as error:
             raise BatchGone(f"{self.id} was adopted by another daemon") from error
         files.remove_temporaries([out])  # of a writer that was killed here: the folder becomes public
@@ -175,7 +174,11 @@ class Batch:
                     return False
                 continue
             self.save(outbox_name=name)
-            self._write(out / layout.STATUS_FILE, status.render(self.record, self.instance, progress))
+            content = status.render(self.record, self.instance, progress)
+            try:
+                files.write_durable(out / layout.STATUS_FILE, content, self._mode)
+            except FileNotFoundError as error:
+                raise BatchGone(f"{self.id} was adopted by another daemon") from error
             # A folder may be listed by whoever may read the files in it.
             os.chmod(out, 0o700 | self.mode | (self.mode & 0o444) >> 2)
             try:
@@ -190,12 +193,6 @@ class Batch:
                 raise
             return True
         raise AssertionError
-
-    def _write(self, path: Path, content: bytes) -> None:
-        try:
-            files.write_durable(path, content, self._mode)
-        except FileNotFoundError as error:
-            raise BatchGone(f"{self.id} was adopted by another daemon") from error
 
     def discard(self) -> None:
         """Remove the folder of a claim that was lost; never one that holds a drop after all.

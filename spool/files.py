@@ -139,7 +139,17 @@ def durable(target: Path, mode: int = 0o600, step: Step | None = None) -> Iterat
         FileNotFoundError: the folder is gone.
         OSError: nothing was written to the target.
     """
-    temporary = target.with_name(f"{target.name}.{os.getpid()}-{os.urandom(4).hex()}{TEMPORARY_SUFFIX}")
+    with _replacing(target, target.parent, mode, step) as file:
+        yield file
+    fsync_folder(target.parent)
+    failpoints.reach(step, "after")
+
+
+@contextmanager
+def _replacing(target: Path, folder: Path, mode: int, step: Step | None) -> Iterator[BinaryIO]:
+    """Write a file under a temporary name in a folder, its content durably, and rename it to the target."""
+    name = f"{target.name}.{os.getpid()}-{os.urandom(4).hex()}{TEMPORARY_SUFFIX}"
+    temporary = folder / name
     descriptor = os.open(
         temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
     )
@@ -155,14 +165,34 @@ def durable(target: Path, mode: int = 0o600, step: Step | None = None) -> Iterat
         with suppress(OSError):  # the first error is the one to report
             os.unlink(temporary)
         raise
-    fsync_folder(target.parent)
-    failpoints.reach(step, "after")
 
 
 def write_durable(target: Path, content: bytes, mode: int = 0o600, step: Step | None = None) -> None:
     """Write bytes as `durable` does."""
     with durable(target, mode, step) as file:
         file.write(content)
+
+
+def write_out(folder: Path, target: Path, content: bytes, mode: int, step: Step | None = None) -> None:
+    """Write a file in a private folder and rename it out of there, durably: it is whole at every instant.
+
+    The private folder is not made durable: what a power loss brings back there is a temporary file.
+
+    Args:
+        folder: where it is written; of an adopted batch it is gone, which is the fence.
+        target: final path, in another folder; what stands there is replaced.
+        content: its bytes.
+        mode: permission bits.
+        step: its name among the crash points.
+
+    Raises:
+        FileNotFoundError: one of the folders is gone.
+        OSError: the target is as it was, or its new content may be lost by a power cut.
+    """
+    with _replacing(target, folder, mode, step) as file:
+        file.write(content)
+    fsync_folder(target.parent)
+    failpoints.reach(step, "after")
 
 
 def rename_durable(
@@ -192,8 +222,14 @@ def rename_durable(
     failpoints.reach(step, "after")
 
 
-def make_folder(folder: Path, mode: int = 0o700) -> None:
-    """Make one folder (never its parents) with these permissions, durable.
+def make_folder(folder: Path, mode: int = 0o700, *, is_durable: bool = True) -> None:
+    """Make one folder (never its parents) with these permissions.
+
+    Args:
+        folder: its path.
+        mode: permission bits.
+        is_durable: whether it is there after a power loss; if not, the caller makes its parent durable before
+            anything depends on it.
 
     Raises:
         FileExistsError: it is there already.
@@ -201,7 +237,8 @@ def make_folder(folder: Path, mode: int = 0o700) -> None:
     """
     os.mkdir(folder, mode)
     os.chmod(folder, mode)  # mkdir obeys the umask, chmod does not
-    fsync_folder(folder.parent)
+    if is_durable:
+        fsync_folder(folder.parent)
 
 
 def remove_temporaries(folders: Iterable[Path]) -> None:

@@ -51,7 +51,8 @@ class Usage(NamedTuple):
 
     def plus(self, other: Usage) -> Usage:
         """The sum, field by field."""
-        return Usage(*(a + b for a, b in zip(self, other, strict=True)))
+        inputs, cached, outputs, reasoning = self
+        return Usage(inputs + other[0], cached + other[1], outputs + other[2], reasoning + other[3])
 
 
 def total(usages: Iterable[Usage]) -> Usage:
@@ -148,11 +149,13 @@ def list_shard(batch: Path, shard: int) -> list[PartName]:
     Raises:
         FileNotFoundError: the batch was adopted by another daemon.
     """
-    names, folders = _scan(batch / FOLDER)  # all shards stood there before there were folders
+    prefix = f"{shard:08d}."
+    names, _ = _scan(batch / FOLDER, prefix)  # all shards stood there before there were folders
     folder = _folder(batch, shard)
-    if folder in folders:
-        names += _scan(folder)[0]
-    return sorted(name for name in names if name.shard == shard)
+    if folder.name != FOLDER:
+        with suppress(FileNotFoundError):  # none of its shards has a part yet
+            names += _scan(folder, prefix)[0]
+    return sorted(names)
 
 
 def folders(batch: Path) -> list[Path]:
@@ -175,11 +178,13 @@ def _folder(batch: Path, shard: int) -> Path:
     return batch / FOLDER / f"{number:04d}" if number else batch / FOLDER
 
 
-def _scan(folder: Path) -> tuple[list[PartName], list[Path]]:
-    """The parts in a folder, and the folders in it."""
+def _scan(folder: Path, prefix: str = "") -> tuple[list[PartName], list[Path]]:
+    """Of what is in a folder and begins so, the parts, and the folders."""
     names, folders = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
+            if not entry.name.startswith(prefix):
+                continue
             if name := PartName.parse(entry.name):
                 names.append(name)
             elif entry.is_dir(follow_symlinks=False):

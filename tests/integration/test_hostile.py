@@ -205,7 +205,7 @@ from spool import files
 said, made = [], []
 intake._log.warning = lambda event, **fields: said.append((event, fields["drop"], fields["error"]))
 make_folder = files.make_folder
-files.make_folder = lambda folder, *more: (made.append(folder.name), make_folder(folder, *more))
+files.make_folder = lambda folder, *a, **more: (made.append(folder.name), make_folder(folder, *a, **more))
 for later_s in range(0, 60, 3):
     daemon.step(later_s)
 daemon.drop("good", 3)

@@ -262,6 +262,7 @@ def test_a_run_that_fails_again_and_again_ends_with_engine_errors(make: Callable
     while not daemon.is_at("completed")() and later_s < 1000:
         daemon.step(later_s)
         daemon.wake.wait(0.02)
+        daemon.wake.clear()
         later_s += 2
     shown = daemon.status()
     assert shown is not None

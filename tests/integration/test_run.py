@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -22,8 +23,8 @@ import orjson
 import pytest
 
 from config import settings
-from pipeline import errors, fleet, gate, merge, run
-from spool import control, parts, plan
+from pipeline import errors, fleet, gate, merge, run, slices
+from spool import attempts, control, parts, plan
 
 SHARD_LINES = 128
 EXPIRED = ("batch_expired", "too late")
@@ -448,6 +449,32 @@ def test_a_request_that_takes_too_long_fails_alone(started: fleet.Fleet, tmp_pat
         assert answers[1]["error"]["code"] == "engine_error"
     finally:
         ray.kill(handle)
+
+
+def test_reading_and_answering_is_one_task(started: fleet.Fleet, tmp_path: Path) -> None:
+    """Else each bundle is a task of its own, which takes ten times as long."""
+    from pipeline import calls, data
+
+    batch = make_batch(tmp_path, "fused", "fast", 5 * SHARD_LINES)
+    tasks = list(slices.dealt(list(slices.bundled(slices.pending(batch, 1))), 2))
+    route = calls.Route(started.handles("fast"), 320, 3)
+    done = data.steps(tasks, route, 2, {}, False).materialize()
+    assert re.findall(r"^Operator \d+ (\S+):", done.stats(), re.MULTILINE) == [
+        "ReadShardSource->MapBatches(answer)"
+    ]
+    assert done.count() == 0
+    check_merged(batch, "fused", 5 * SHARD_LINES)
+
+
+def test_a_failing_disk_is_known_for_one(
+    started: fleet.Fleet, configured: settings.Settings, tmp_path: Path
+) -> None:
+    """Whatever Ray Data wraps it in: such a run says nothing of its requests."""
+    batch = make_batch(tmp_path, "disk", "fast", 10)
+    (batch / attempts.FOLDER).write_bytes(b"")
+    with pytest.raises(errors.RunError, match="Not a directory") as failed:
+        run.run([run.Work(batch, 1)], "fast", started, configured, {})
+    assert isinstance(failed.value.__cause__, NotADirectoryError)
 
 
 def test_a_damaged_input_fails_the_run(

@@ -38,6 +38,39 @@ def test_a_failed_fsync_leaves_the_old_file_and_no_temporary(
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_what_is_written_out_is_durable_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name is made so afterwards; nothing is left in the private folder."""
+    private, public = tmp_path / "private", tmp_path / "public"
+    private.mkdir()
+    public.mkdir()
+    target = public / "status.json"
+    target.write_bytes(b"old")
+    synced: list[tuple[str, bytes]] = []
+    plain = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append((Path(os.readlink(f"/proc/self/fd/{descriptor}")).parent.name, target.read_bytes()))
+        plain(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    files.write_out(private, target, b"new", 0o640)
+    assert synced == [("private", b"old"), (tmp_path.name, b"new")]
+    assert (target.read_bytes(), target.stat().st_mode & 0o777) == (b"new", 0o640)
+    assert os.listdir(private) == [] and os.listdir(public) == ["status.json"]
+
+
+@pytest.mark.parametrize("gone", ["private", "public"])
+def test_what_cannot_be_written_out_leaves_nothing(tmp_path: Path, gone: str) -> None:
+    """Neither an adopted batch nor one whose outbox folder was removed."""
+    for name in {"private", "public"} - {gone}:
+        (tmp_path / name).mkdir()
+    with pytest.raises(FileNotFoundError):
+        files.write_out(tmp_path / "private", tmp_path / "public" / "a", b"", 0o600)
+    assert [list(folder.iterdir()) for folder in tmp_path.iterdir()] == [[]]
+
+
 def test_an_error_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     """A writer that raises publishes nothing."""
 

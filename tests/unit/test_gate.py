@@ -55,7 +55,7 @@ def test_no_one_overtakes_whoever_waits() -> None:
         await asyncio.sleep(0)
         second = asyncio.create_task(here.enter(8))
         await asyncio.sleep(0)
-        assert not first.done() and not second.done()
+        assert not first.done() and not second.done() and not here.try_enter(8)
         here.leave(8, 4)
         await asyncio.gather(first, second)
 
