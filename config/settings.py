@@ -197,12 +197,12 @@ class MetricsSettings(_Section):
 
 
 class HookSettings(_Section):
-    """Commands that run when a batch ends."""
+    """A command that runs when a batch ends."""
 
     on_terminal: tuple[str, ...] = Field(
-        (), description="Commands that get the path of status.json when a batch ends."
+        (), description="A command and its arguments, run with the path of status.json when a batch ends."
     )
-    timeout_s: Seconds = Field(30, gt=0, description="Seconds a hook may take.")
+    timeout_s: Seconds = Field(30, gt=0, description="Seconds that a try of it may take; there are three.")
 
 
 class LogSettings(_Section):

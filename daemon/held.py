@@ -33,6 +33,8 @@ class Stage(StrEnum):
     ENDED = "ended"  # its run is over, or it is complete: decide what comes next
     DECIDED = "decided"  # an outcome stands: merge, commit, publish
     FINISHING = "finishing"  # a worker thread has it
+    PUBLISHED = "published"  # its end is seen: tell the hook, put it away
+    CLOSING = "closing"  # a worker thread has it
 
 
 class StopReason(StrEnum):
@@ -71,6 +73,7 @@ class Held:
         failures: runs in a row that brought nothing, or tries in a row to validate.
         done_at_begin: results when its run began.
         attempts_at_begin: digest of its attempts then.
+        is_told: whether the hook knows of its end.
         ahead_s: by how much its record is ahead of our clock, as one is that another machine's clock dated,
             or before our clock was set back. Its time goes on from the record, others' do not.
         stopped_at: monotonic seconds at which that run was told to stop working on it.
@@ -90,6 +93,7 @@ class Held:
     tokens: int = 0
     shared: int = 0
     preemptions: int = 0
+    is_told: bool = False
     ahead_s: float = 0.0
     run_id: str | None = None
     stop_reason: StopReason | None = None

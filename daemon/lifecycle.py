@@ -4,7 +4,8 @@
 changes what is in memory, so after an I/O error the very same move is tried again later. A batch that another
 daemon has adopted is dropped from memory and nothing more is done to it.
 
-    CLAIMED -> VALIDATING -> VALIDATED -> QUEUED <-> RUNNING -> ENDED -> DECIDED -> FINISHING -> gone
+    CLAIMED -> VALIDATING -> VALIDATED -> QUEUED <-> RUNNING -> ENDED -> DECIDED -> FINISHING
+            -> PUBLISHED -> CLOSING -> gone
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 
 from config.settings import Settings
-from daemon import logs, metrics, report, work
+from daemon import hooks, logs, metrics, report, work
 from daemon.admission import Admission
 from daemon.clock import Clock
 from daemon.held import Held, Outcome, Stage, StopReason
@@ -21,7 +22,7 @@ from daemon.runs import Runs
 from daemon.workers import Workers
 from pipeline import validate
 from scheduler.job import Job
-from spool import attempts, claim, control, create, layout, plan, recover
+from spool import attempts, claim, control, create, layout, plan, publish, recover
 from spool.batch import Batch
 from spool.errors import BatchGone, SpoolUnavailable
 from spool.record import Final, LineError, Phase, Status
@@ -55,6 +56,7 @@ class Lifecycle:
         count: metrics.Metrics,
     ) -> None:
         self.held: dict[str, Held] = {}
+        self._settings = settings
         self.is_stopping = False
         self.is_disk_low = False
         self._admission = Admission(settings, count)
@@ -138,6 +140,8 @@ class Lifecycle:
                 self._after_run(held, now, monotonic)
             case Stage.DECIDED:
                 self._finish(held, now)
+            case Stage.PUBLISHED:
+                self._close(held)
 
     # What stands in the way of a move.
 
@@ -356,8 +360,48 @@ class Lifecycle:
             _log.exception("finishing_broke", batch=held.id)
             self._damaged(held, error)
         else:
-            self._forget(held)
             report.count_end(self._metrics, held, final)
+            self._close(held)
+
+    def _close(self, held: Held) -> None:
+        """Hand the batch to a worker that tells the hook of its end, and then to one that puts it away."""
+        held.stage = Stage.CLOSING
+        configured = self._settings.hooks
+        if configured.on_terminal and not held.is_told:
+            self._workers.submit(
+                "hook",
+                hooks.tell,
+                configured.on_terminal,
+                held.batch.outbox / layout.STATUS_FILE,
+                configured.timeout_s,
+                lambda: self.is_stopping,
+                then=lambda done: self._told(held, done),
+            )
+        else:
+            self._workers.submit(
+                "finish", publish.archive, held.batch, then=lambda done: self._closed(held, done)
+            )
+
+    def _told(self, held: Held, done: Future[hooks.Told]) -> None:
+        """Note how the hook took it; the batch is put away in any case."""
+        told = done.result()
+        held.is_told = True
+        self._metrics.hook_ended(told.problem is None)
+        if told.problem is None:
+            _log.info("hook_told", batch=held.id, tries=told.tries)
+        else:
+            _log.error("hook_failed", batch=held.id, tries=told.tries, error=told.problem)
+        self._close(held)
+
+    def _closed(self, held: Held, done: Future[None]) -> None:
+        try:
+            done.result()
+        except (BatchGone, FileNotFoundError) as error:
+            self._gone(held, error, Stage.PUBLISHED)
+        except OSError as error:
+            self._wait(held, error, Stage.PUBLISHED)
+        else:
+            self._forget(held)
 
     def _forget(self, held: Held) -> None:
         self._runs.queue.remove(held.id)

@@ -29,6 +29,10 @@ LOOK_EVERY_S = 1.0
 REFUSE_EVERY_S = 5.0
 # Between two looks at archive/, seconds.
 RETENTION_EVERY_S = 600.0
+# Stages in which a batch's record is not the loop's to change.
+_NOT_OURS = (Stage.VALIDATING, Stage.FINISHING, Stage.PUBLISHED, Stage.CLOSING, Stage.DAMAGED)
+# Stages that have a next move to make now.
+_MOVING = (Stage.VALIDATED, Stage.ENDED, Stage.DECIDED, Stage.PUBLISHED)
 # The longest wait, so that deadlines, leases and /healthz are never far behind; seconds.
 LONGEST_WAIT_S = 1.0
 
@@ -132,14 +136,14 @@ class Loop:
         if metrics.Pause.SPOOL_UNAVAILABLE in self._pauses:
             return LOOK_EVERY_S
         held = self.parts.lifecycle.held
-        if any(each.stage in (Stage.VALIDATED, Stage.ENDED, Stage.DECIDED) for each in held.values()):
+        if any(each.stage in _MOVING for each in held.values()):
             # A next move is there; one that waits for its retry must not make the loop spin.
             return 0.0 if any(self._can_move(each, monotonic) for each in held.values()) else COUNT_EVERY_S
         wait_s = COUNT_EVERY_S if self.parts.runs.going else LONGEST_WAIT_S
         return min(wait_s, self.parts.intake.next_in_s(monotonic, can_claim=not self._pauses))
 
     def _can_move(self, each: Held, monotonic: float) -> bool:
-        is_due = each.stage in (Stage.VALIDATED, Stage.ENDED, Stage.DECIDED) and monotonic >= each.retry_at
+        is_due = each.stage in _MOVING and monotonic >= each.retry_at
         return is_due and not self.parts.lifecycle.is_stopping
 
     # What is looked at every second.
@@ -209,7 +213,7 @@ class Loop:
     def _note_in_status(self, warning: str) -> None:
         for each in self.parts.lifecycle.held.values():
             # Also one whose own move waits for space; but what a worker has is the worker's.
-            if each.stage not in (Stage.VALIDATING, Stage.FINISHING, Stage.DAMAGED):
+            if each.stage not in _NOT_OURS:
                 try:
                     each.batch.save(warnings=(*each.batch.record.warnings, warning))
                     each.is_dirty = True
@@ -218,7 +222,7 @@ class Loop:
 
     def _look_for_cancels(self, now: float) -> None:
         for each in list(self.parts.lifecycle.held.values()):
-            if each.stage in (Stage.CLAIMED, Stage.FINISHING):
+            if each.stage in (Stage.CLAIMED, Stage.FINISHING, Stage.PUBLISHED, Stage.CLOSING):
                 continue  # not shown yet, or ending: publishing answers a cancel that comes too late
             if each.batch.record.outbox_name and control.cancel_requested(each.batch.outbox):
                 if not each.batch.is_placed:

@@ -127,6 +127,14 @@ class Metrics:
             ["met"],
             registry=registry,
         )
+        self._hooks = Counter(
+            "batchd_hooks_total",
+            "Ends of batches that a hook was told, by whether it ended with 0.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("succeeded", "failed"):
+            self._hooks.labels(outcome)
         self._sla_margin = Histogram(
             "batchd_sla_margin_seconds",
             "Time left to the deadline when a batch ended; negative is late.",
@@ -277,6 +285,10 @@ class Metrics:
         """Count a batch that reached a terminal status."""
         self._batches.labels(status).inc()
         self._batch_duration.labels(status).observe(duration_s)
+
+    def hook_ended(self, succeeded: bool) -> None:
+        """Count an end that a hook was told, however often that was tried."""
+        self._hooks.labels("succeeded" if succeeded else "failed").inc()
 
     def deadline_judged(self, is_met: bool, margin_s: float) -> None:
         """Count a batch whose deadline was at stake: not one that failed validation or was cancelled."""

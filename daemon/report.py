@@ -87,6 +87,8 @@ class Reporter:
             Stage.VALIDATING,
             Stage.DECIDED,
             Stage.FINISHING,
+            Stage.PUBLISHED,
+            Stage.CLOSING,
         ):
             return False  # a worker has it, or its next move shows it
         return monotonic - held.shown_at >= (SHOW_EVERY_S if held.stage is Stage.RUNNING else 0.0)
@@ -103,7 +105,8 @@ class Reporter:
             _log.warning("status_not_written", batch=held.id, error=str(error))
 
     def _export(self, held: dict[str, Held]) -> None:
-        self._metrics.set_active(Counter(batch.batch.record.status for batch in held.values()))
+        active = [batch for batch in held.values() if batch.stage not in (Stage.PUBLISHED, Stage.CLOSING)]
+        self._metrics.set_active(Counter(batch.batch.record.status for batch in active))
         self._metrics.set_held(sum(batch.stage in _FOR_A_PERSON for batch in held.values()))
         at_risk = sum(batch.is_at_risk for batch in held.values())
         self._metrics.set_queue(len(self._runs.queue), at_risk, self._runs.waiting)

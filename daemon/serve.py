@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
 from pathlib import Path
 
@@ -43,9 +44,13 @@ def preflight(settings: Settings) -> None:
 
     Raises:
         EngineStartError: a model cannot be served here.
+        NotStarted: the hook cannot be run.
     """
     for model in settings.models:
         kinds.preflight(model)
+    hook = settings.hooks.on_terminal
+    if hook and not shutil.which(hook[0]):
+        raise NotStarted(f"hooks.on_terminal: {hook[0]!r} is no program that this user can run")
 
 
 def serve(settings: Settings) -> None:

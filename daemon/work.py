@@ -93,10 +93,10 @@ def finish(batch: Batch, outcome: Outcome, progress: Progress, now: Callable[[],
         publish.commit(batch, _decide(batch, outcome, now))
     assert batch.final is not None
     try:
-        publish.roll_forward(batch)
+        publish.publish(batch)
     except ResultsLost:
         _merge_again(batch, batch.final)
-        publish.roll_forward(batch)
+        publish.publish(batch)
     return batch.final
 
 

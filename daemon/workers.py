@@ -1,4 +1,4 @@
-"""Threads for what takes long: validating, running, merging. Their results come back to the loop's thread.
+"""Threads for what takes long: validating, running, merging, hooks. Results come back to the loop's thread.
 
 Bounded by the number of batches held: each batch is in at most one call. A batch's files belong to the thread
 that works on it until its result is collected.
@@ -12,14 +12,14 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
-Kind = Literal["validate", "run", "finish"]
+Kind = Literal["validate", "run", "finish", "hook"]
 
 
 class Workers:
     """Thread pools whose results are handed over on the loop's thread."""
 
     def __init__(self, wake: threading.Event, *, runs: int) -> None:
-        sizes: dict[Kind, int] = {"validate": 1, "run": runs, "finish": 2}
+        sizes: dict[Kind, int] = {"validate": 1, "run": runs, "finish": 2, "hook": 2}
         self._pools = {
             kind: ThreadPoolExecutor(size, thread_name_prefix=kind) for kind, size in sizes.items()
         }

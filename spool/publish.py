@@ -1,8 +1,8 @@
 """Commit an outcome, and roll it forward into the outbox and the archive.
 
 final.json is the commit point: before it, a crash means "run what is missing and merge again"; after it,
-recovery only rolls forward. Each step of `roll_forward` looks at what is there, so it may be cut off
-anywhere and run again:
+recovery only rolls forward. Each step of `publish` and `archive` looks at what is there, so they may be cut
+off anywhere and run again:
  1. merged/output.jsonl, merged/errors.jsonl -> outbox/NAME/        a name missing here was moved already
  2. a cancel that came too late is refused, with the reason in cancel.refused
  3. status.json becomes terminal, last
@@ -42,19 +42,17 @@ def commit(batch: Batch, final: Final) -> None:
     batch.final = final
 
 
-def roll_forward(batch: Batch) -> None:
-    """Publish and archive a committed batch.
+def publish(batch: Batch) -> None:
+    """Show the results of a committed batch, then its end.
 
     Raises:
         BatchGone: the batch was adopted by another daemon.
-        ResultsLost: a result file is neither here nor in the outbox: merge again, then roll forward again.
+        ResultsLost: a result file is neither here nor in the outbox: merge again, then publish again.
         OSError: it goes on from here at the next try.
     """
     final = batch.final
-    assert final is not None, "roll_forward needs a committed batch"
+    assert final is not None, "only a committed batch is published"
     if _is_shown(batch):
-        _answer_cancel(batch, final)
-        _archive(batch)
         return
     if not batch.is_placed:
         batch.show()  # not terminal: the results come first
@@ -62,8 +60,27 @@ def roll_forward(batch: Batch) -> None:
     _publish(batch, layout.ERRORS_FILE, final.errors_file, "publish.errors")
     _answer_cancel(batch, final)
     batch.show(final=final)
-    _answer_cancel(batch, final)  # one that came before the end could be seen
-    _archive(batch)
+
+
+def archive(batch: Batch) -> None:
+    """Put a published batch away: keep the drop, the record and the outcome, remove the rest.
+
+    Raises:
+        BatchGone: the batch was adopted by another daemon.
+        OSError: it goes on from here at the next try.
+    """
+    assert batch.final is not None, "only a published batch is archived"
+    _answer_cancel(batch, batch.final)  # one that came before the end could be seen
+    try:
+        for name in set(os.listdir(batch.folder)) - _KEPT:
+            path = batch.folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+        files.rename_durable(batch.folder, batch.home.archive / batch.id, "archive")
+    except FileNotFoundError as error:
+        raise BatchGone(f"{batch.id} was adopted by another daemon") from error
 
 
 def _answer_cancel(batch: Batch, final: Final) -> None:
@@ -101,17 +118,3 @@ def _publish(batch: Batch, name: str, facts: FileFacts | None, step: Step) -> No
         if not batch.folder.is_dir():
             raise BatchGone(f"{batch.id} was adopted by another daemon") from error
         raise
-
-
-def _archive(batch: Batch) -> None:
-    """Keep the drop, the record and the outcome; remove the rest. What cannot be removed is tried again."""
-    try:
-        for name in set(os.listdir(batch.folder)) - _KEPT:
-            path = batch.folder / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                os.unlink(path)
-        files.rename_durable(batch.folder, batch.home.archive / batch.id, "archive")
-    except FileNotFoundError as error:
-        raise BatchGone(f"{batch.id} was adopted by another daemon") from error

@@ -27,6 +27,7 @@ def test_a_cancel_just_before_the_end_is_seen_is_refused(
         show(self, *args, **named)
 
     monkeypatch.setattr(Batch, "show", touched_meanwhile)
-    publish.roll_forward(batch)
+    publish.publish(batch)
+    publish.archive(batch)
     assert sorted(path.name for path in batch.outbox.iterdir()) == ["cancel.refused", "status.json"]
     assert "no good" in (batch.outbox / "cancel.refused").read_text()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
-from daemon import lifecycle
+from daemon import hooks, lifecycle
 from pipeline import errors, validate
 from pipeline.run import Work
-from spool import attempts, control, parts
+from spool import attempts, control, parts, publish
+from spool.batch import Batch
 from spool.errors import InstanceLost
 from tests.loops import Daemon, Fleet
 
@@ -453,3 +456,47 @@ def test_a_daemon_that_was_taken_for_dead_ends(make: Callable[..., Daemon]) -> N
     daemon.step(later_s=3.0)
     with pytest.raises(InstanceLost, match="start again"):
         daemon.step(later_s=4.5)
+
+
+def test_a_hook_is_told_once_of_each_end(make: Callable[..., Daemon], tmp_path: Path) -> None:
+    """When its end can be read."""
+    told = tmp_path / "told"
+    command = (sys.executable, "-c", f"import sys; open({str(told)!r}, 'a').write(open(sys.argv[-1]).read())")
+    daemon = make(hooks={"on_terminal": command})
+    daemon.drop()
+    daemon.until(lambda: daemon.status() and not daemon.lifecycle.held)
+    assert orjson.loads(told.read_bytes())["status"] == "completed"
+    assert daemon.metrics._hooks.labels("succeeded")._value.get() == 1
+
+
+def test_a_hook_that_fails_keeps_nothing(
+    make: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried three times; the batch has ended all the same."""
+    monkeypatch.setattr(hooks, "BACKOFF_S", (0.01, 0.01))
+    daemon = make(hooks={"on_terminal": ("false",)})
+    daemon.drop()
+    shown = daemon.until(daemon.is_at("completed"))
+    daemon.until(lambda: not daemon.lifecycle.held)
+    assert (daemon.home.archive / shown.id).is_dir()
+    assert daemon.metrics._hooks.labels("failed")._value.get() == 1
+
+
+def test_a_batch_that_cannot_be_put_away_is_told_of_once(
+    make: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The archive is tried again, the hook is not."""
+    told = tmp_path / "told"
+    daemon = make(hooks={"on_terminal": (sys.executable, "-c", f"open({str(told)!r}, 'a').write('x')")})
+    plain, failures = publish.archive, [1, 1]
+
+    def archive(batch: Batch) -> None:
+        if failures:
+            failures.pop()
+            raise OSError(5, "Input/output error")
+        plain(batch)
+
+    monkeypatch.setattr(publish, "archive", archive)
+    daemon.drop()
+    daemon.until(lambda: daemon.status() and not daemon.lifecycle.held, later_s=20)
+    assert told.read_text() == "x"

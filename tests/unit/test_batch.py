@@ -145,7 +145,8 @@ def test_a_committed_batch_is_published_and_archived(tmp_path: Path) -> None:
     home, instance = spools.make(tmp_path)
     batch = spools.planned(spools.claimed(home, instance))
     _commit(batch)
-    publish.roll_forward(batch)
+    publish.publish(batch)
+    publish.archive(batch)
     shown = _status(batch)
     assert (shown.status, shown.completed_at, shown.output_file_id) == ("completed", 1010, "jan/output.jsonl")
     assert shown.usage
@@ -161,7 +162,8 @@ def test_a_late_cancel_is_refused_with_a_reason(tmp_path: Path) -> None:
     batch = spools.planned(spools.claimed(home, instance))
     _commit(batch)
     control.request_cancel(batch.outbox)
-    publish.roll_forward(batch)
+    publish.publish(batch)
+    publish.archive(batch)
     assert "already ended as completed" in (batch.outbox / "cancel.refused").read_text()
     assert not control.cancel_requested(batch.outbox)
 
@@ -301,7 +303,8 @@ def test_a_commit_that_was_cut_off_rolls_forward(tmp_path: Path, done: int) -> N
         shutil.rmtree(batch.folder / "parts")
     (adopted,), _ = _adopt(home, instance)
     assert adopted.final == batch.final
-    publish.roll_forward(adopted)
+    publish.publish(adopted)
+    publish.archive(adopted)
     assert _status(adopted).status == "completed"
     assert (adopted.outbox / "output.jsonl").read_bytes() == b'{"a":1}\n'
     assert sorted(os.listdir(home.archive / batch.id)) == ["drop.jsonl", "final.json", "record.json"]
@@ -349,7 +352,8 @@ def test_a_name_that_another_batch_took_is_left_to_it(tmp_path: Path) -> None:
     first.show()
     assert (first.record.outbox_name, second.record.outbox_name) == ("jan.2", "jan")
     _commit(first)
-    publish.roll_forward(first)
+    publish.publish(first)
+    publish.archive(first)
     assert _status(second).status == "validating"
     assert sorted(os.listdir(home.outbox / "jan.2")) == ["output.jsonl", "status.json"]
 
@@ -361,7 +365,7 @@ def test_results_that_vanish_before_the_end_are_not_called_complete(tmp_path: Pa
     _commit(batch)
     (batch.folder / "merged/output.jsonl").unlink()
     with pytest.raises(ResultsLost):
-        publish.roll_forward(batch)
+        publish.publish(batch)
     assert batch.folder.is_dir()
 
 
