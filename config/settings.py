@@ -143,7 +143,9 @@ class EngineSettings(_Section):
         "prefix", description="Order of the work: grouped by shared prompt prefix, or as in the file."
     )
     dedupe: bool = Field(True, description="Run identical deterministic requests once.")
-    idle_s: Seconds = Field(0, ge=0, description="Stop an engine that was idle for this long (0 = never).")
+    idle_s: Seconds = Field(
+        0, ge=0, description="Stop an engine idle for so long (0 = never); not in this version."
+    )
     allowed_media_domains: tuple[str, ...] = Field(
         (), description="Domains that media URLs may name; data: URLs always work."
     )
@@ -157,7 +159,7 @@ class _Model(_Section):
 class VllmModel(_Model):
     """A model that vLLM serves inside batchd."""
 
-    kind: Literal["vllm"]
+    kind: Literal["vllm"] = Field(description="The engine: vLLM itself.")
     source: str = Field(min_length=1, description="Folder, relative to the YAML file, or hub name.")
     engine_args: dict[str, Any] = Field(
         default_factory=dict, description="vLLM's engine arguments in snake_case, such as max_model_len."
@@ -167,7 +169,7 @@ class VllmModel(_Model):
 class OpenAIModel(_Model):
     """A model behind OpenAI-compatible servers."""
 
-    kind: Literal["openai"]
+    kind: Literal["openai"] = Field(description="The engine: servers elsewhere; not in this version.")
     urls: tuple[str, ...] = Field(min_length=1, description="Base URLs of OpenAI-compatible servers.")
     api_key_env: str | None = Field(None, description="Environment variable that holds the API key.")
 
@@ -175,7 +177,7 @@ class OpenAIModel(_Model):
 class EchoModel(_Model):
     """An engine for tests that echoes prompts; every answer says so."""
 
-    kind: Literal["echo"]
+    kind: Literal["echo"] = Field(description="The engine: none, for tests.")
     latency_s: Seconds = Field(0, ge=0, description="Seconds each answer takes.")
     failure_rate: float = Field(0, ge=0, le=1, description="Share of requests that get a 500.")
 
