@@ -318,8 +318,10 @@ class Metrics:
         """Count requests that were not sent: they are among those that ended, too."""
         self._requests_shared.labels(self._model(model)).inc(count)
 
-    def request_took(self, model: str, duration_s: float) -> None:
-        self._request_duration.labels(self._model(model)).observe(duration_s)
+    def requests_took(self, model: str, durations_s: Iterable[float]) -> None:
+        observe = self._request_duration.labels(self._model(model)).observe
+        for duration_s in durations_s:
+            observe(duration_s)
 
     def tokens_used(self, model: str, kind: TokenKind, count: int) -> None:
         self._tokens.labels(self._model(model), kind).inc(count)

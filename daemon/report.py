@@ -21,7 +21,7 @@ from spool.record import Final, Status
 
 COUNT_EVERY_S = 0.5
 SHOW_EVERY_S = 1.0
-# Writing one takes about 2 ms (five fsyncs on ext4): a run of hundreds of batches must not hold up the loop.
+# Writing one waits for the disk, for an fsync: a run of hundreds of batches must not hold up the loop.
 SHOWN_PER_PASS = 32
 # A batch whose status.json could not be written is tried again after this long.
 RETRY_S = 2.0
@@ -156,7 +156,6 @@ class EngineMetrics:
         for _ in range(state.restarts - self._restarts.get(state.model, 0)):
             self._metrics.engine_restarted(state.model)
         self._restarts[state.model] = state.restarts
-        for seconds in state.durations:
-            self._metrics.request_took(state.model, seconds)
+        self._metrics.requests_took(state.model, state.durations)
         for kind, count in zip(metrics.TokenKind, state.usage, strict=True):
             self._metrics.tokens_used(state.model, kind, count)

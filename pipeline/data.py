@@ -5,10 +5,11 @@ before was written, and its parts are durable before the next one is read. A tas
 parts first, so that no line is doubled. How requests reach an engine, and what becomes of those that kill it,
 is in pipeline/calls.py. Imported only inside functions, because it imports ray at the top.
 
-Columns of a row between reading and answering: lists of equal length, an item for each request that has no
-result yet, all of them not null:
-    batch string, shard int64, attempt int64, home int64, line int64, leader int64 (the line whose answer it
-    takes, mostly itself), request large_binary (a line of input.jsonl)
+Columns of a row between reading and answering, all of them lists without nulls; an item for each shard:
+    batch string, shard int64, attempt int64, home int64, requests int64 (how many of them come next)
+and an item for each request that has no result yet, shard by shard:
+    line int64, leader int64 (the line whose answer it takes, mostly itself), request large_binary (a line of
+    input.jsonl)
 The large type holds a block of more than 2 GiB, such as 128 lines of 16 MiB.
 
 Limits: a waiting task is a process of Ray's, so few tasks with many lines each are in flight.
@@ -45,12 +46,8 @@ TASK_CPUS = 0.01
 # A slow machine starts without them.
 WARM_S = 15.0
 
-_SHARD = {"batch": pa.string(), "shard": pa.int64(), "attempt": pa.int64()}
-_REQUESTS = {
-    **_SHARD,
-    **dict.fromkeys(("home", "line", "leader"), pa.int64()),
-    "request": pa.large_binary(),
-}
+_SHARDS = {"batch": pa.string(), **dict.fromkeys(("shard", "attempt", "home", "requests"), pa.int64())}
+_REQUESTS = {"line": pa.int64(), "leader": pa.int64(), "request": pa.large_binary()}
 
 
 def configure() -> None:
@@ -186,7 +183,8 @@ def read(bundles: Iterable[Bundle], is_deduping: bool = False) -> Iterator[pa.Ta
         ValueError: the batch's files are damaged.
     """
     for bundle in bundles:
-        rows: list[tuple[str, int, int, int, int, int, bytes]] = []
+        shards: list[tuple[str, int, int, int, int]] = []
+        rows: list[tuple[int, int, bytes]] = []
         for part in bundle:
             if control.must_stop(part.batch):
                 continue
@@ -200,25 +198,23 @@ def read(bundles: Iterable[Bundle], is_deduping: bool = False) -> Iterator[pa.Ta
             # Twins that have no result yet follow the first of them that has none either.
             has_twins = part.shard.distinct is not None and part.shard.distinct < part.shard.lines
             leaders = twins.leaders(requests) if has_twins and is_deduping else [line for line, _ in requests]
+            shards.append((str(part.batch), part.shard.index, part.attempt, part.home, len(requests)))
             rows += [
-                (str(part.batch), part.shard.index, part.attempt, part.home, line, leader, request)
-                for (line, request), leader in zip(requests, leaders, strict=True)
+                (line, leader, request) for (line, request), leader in zip(requests, leaders, strict=True)
             ]
         if rows:
-            yield _to_table(rows, _REQUESTS)
+            arrays = _to_arrays(shards, _SHARDS) + _to_arrays(rows, _REQUESTS)
+            yield pa.Table.from_arrays(arrays, names=[*_SHARDS, *_REQUESTS])
 
 
-def _to_table(rows: Sequence[tuple[Any, ...]], columns: dict[str, pa.DataType]) -> pa.Table:
-    """A table of one row, whose columns are lists with an item for each of these rows."""
+def _to_arrays(rows: Sequence[tuple[Any, ...]], columns: dict[str, pa.DataType]) -> list[pa.Array]:
+    """Columns of one row, which are lists with an item for each of these."""
     lists = zip(*rows, strict=True)
-    arrays = [
-        pa.array([column], pa.list_(kind)) for column, kind in zip(lists, columns.values(), strict=True)
-    ]
-    return pa.Table.from_arrays(arrays, names=list(columns))
+    return [pa.array([column], pa.list_(kind)) for column, kind in zip(lists, columns.values(), strict=True)]
 
 
 def _to_rows(table: pa.Table, columns: dict[str, pa.DataType]) -> Iterator[tuple[Any, ...]]:
-    """What `_to_table` was given; nothing of a block without columns, which Ray Data makes of nothing."""
+    """What `_to_arrays` was given; nothing of a block without columns, which Ray Data makes of nothing."""
     if table.num_rows:
         yield from zip(*(table.column(name)[0].values.to_pylist() for name in columns), strict=True)
 
@@ -283,8 +279,10 @@ class _Waiting:
 
 
 def _by_shard(table: pa.Table) -> Iterator[tuple[tuple[str, int, int], int, list[tuple[int, int, bytes]]]]:
-    for (*key, home), group in itertools.groupby(_to_rows(table, _REQUESTS), key=lambda row: row[:4]):
-        yield tuple(key), home, [row[4:] for row in group]
+    rows = _to_rows(table, _REQUESTS)
+    for *key, home, requests in _to_rows(table, _SHARDS):
+        if requests:
+            yield tuple(key), home, list(itertools.islice(rows, requests))
 
 
 def _linger(replicas: list[Any]) -> int:

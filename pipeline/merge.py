@@ -153,12 +153,16 @@ def _results(
                 key = lines.request_key(batch_id, line)
                 text = lines.error_line(key, _custom_id(request), *unanswered)
                 found[line] = Result(line, False, Usage(), text)
-    if len(found) != shard.lines or any(line not in found for line in wanted):
+    try:
+        results = [found[line] for line in wanted]
+    except KeyError:
+        results = []
+    if len(found) != shard.lines or len(results) != shard.lines:
         raise errors.PipelineError(
             f"{batch.name}: shard {shard.index} holds {shard.lines} requests from {wanted[0]} on, "
             f"but its parts and input.jsonl name {len(found)}, or others"
         )
-    return [found[line] for line in wanted]
+    return results
 
 
 def _custom_id(request: bytes) -> str | None:

@@ -146,14 +146,13 @@ class Replica:
             await _cancel(tasks)
             if self._running.get(key) is tasks:
                 del self._running[key]
-        results = [task.result() for task in tasks if not _is_open(task)]
-        died = next((str(task.exception()) for task in tasks if _is_failed(task)), None)
+        results, died = _outcome(tasks)
         if died is None and self._end is not None:  # it died under another shard, which cancelled ours
             died = f"model {self._name!r}: the engine died"
         if died is None:
             return Reply(results, None)
-        unanswered = [line for (line, _), task in zip(requests, tasks, strict=True) if _is_open(task)]
-        inside = [line for line in unanswered if (batch, line) in self._fallen]
+        answered = {result.line for result in results}
+        inside = [line for line, _ in requests if line not in answered and (batch, line) in self._fallen]
         return Reply(results, died, inside, len(self._fallen))
 
     async def abort(self, batch: str, shard: int | None = None) -> None:
@@ -290,9 +289,14 @@ async def _cancel(tasks: list[asyncio.Task[Result]]) -> None:
         await asyncio.wait(unfinished, timeout=ABORT_S)
 
 
-def _is_failed(task: asyncio.Task[Result]) -> bool:
-    return task.done() and not task.cancelled() and task.exception() is not None
-
-
-def _is_open(task: asyncio.Task[Result]) -> bool:
-    return not task.done() or task.cancelled() or task.exception() is not None
+def _outcome(tasks: list[asyncio.Task[Result]]) -> tuple[list[Result], str | None]:
+    """The results of those that have one, and what the first that failed raised."""
+    results, failure = [], None
+    for task in tasks:
+        if not task.done() or task.cancelled():
+            continue
+        if (error := task.exception()) is None:
+            results.append(task.result())
+        elif failure is None:
+            failure = str(error)
+    return results, failure

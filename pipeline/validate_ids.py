@@ -53,7 +53,7 @@ class CustomIds:
         """
         self._read_id = read_id
         self._hash_id = hash_id
-        self._tables = [array("Q", bytes(8 * _FIRST_SLOTS)) for _ in range(_PARTS)]
+        self._tables: list[array[int] | None] = [None] * _PARTS  # a small file needs few of them
         self._free = [_FIRST_SLOTS * 7 // 10] * _PARTS
         self._remembered: dict[int, str | None] = {}
 
@@ -68,6 +68,8 @@ class CustomIds:
         part = hashed % _PARTS
         mark = hashed >> _PART_BITS & _MARK_MASK
         table = self._tables[part]
+        if table is None:
+            table = self._tables[part] = array("Q", bytes(8 * _FIRST_SLOTS))
         size = len(table)
         place = mark % size
         while slot := table[place]:
@@ -77,7 +79,7 @@ class CustomIds:
         table[place] = mark << _OFFSET_BITS | offset + 1  # a slot that is used is never 0
         self._free[part] -= 1
         if not self._free[part]:
-            self._grow(part)
+            self._grow(part, table)
         return False
 
     def _id_at(self, offset: int) -> str | None:
@@ -87,9 +89,8 @@ class CustomIds:
             self._remembered[offset] = self._read_id(offset)
         return self._remembered[offset]
 
-    def _grow(self, part: int) -> None:
+    def _grow(self, part: int, old: array[int]) -> None:
         """Half as many slots again: between 47 and 70 of 100 are then in use."""
-        old = self._tables[part]
         size = len(old) * 3 // 2
         new = array("Q", bytes(8 * size))
         for slot in old:

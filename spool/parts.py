@@ -118,16 +118,20 @@ def write(batch: Path, shard: int, attempt: int, results: Iterable[Result]) -> P
     Raises:
         FileNotFoundError: the batch was adopted by another daemon.
     """
-    rows = list(results)
-    usage = total(row.usage for row in rows)
-    completed = sum(row.ok for row in rows)
-    shared = sum(row.shared for row in rows)
-    name = PartName(shard, attempt, completed, len(rows) - completed, usage.total_tokens, shared)
+    rows: list[bytes] = []
+    completed = tokens = shared = 0
+    for line, ok, usage, text, is_shared in results:
+        flags = ok * _OK + is_shared * _SHARED
+        rows.append(b"%d\t%d\t%d\t%d\t%d\t%d\t%s\n" % (line, flags, *usage, text))
+        completed += ok
+        shared += is_shared
+        tokens += usage.total_tokens
+    name = PartName(shard, attempt, completed, len(rows) - completed, tokens, shared)
     folder = _folder(batch, shard)
     if folder.name != FOLDER:
         with suppress(FileExistsError):
             files.make_folder(folder)  # of an adopted batch the parent is gone as well
-    files.write_durable(folder / str(name), b"".join(map(_render, rows)), step="part")
+    files.write_durable(folder / str(name), b"".join(rows), step="part")
     return name
 
 
@@ -260,8 +264,8 @@ def read(batch: Path, name: PartName) -> Iterator[Result]:
     is_whole = rows.pop() == b""
     for row in rows:
         try:
-            line, flags, *counts, text = row.split(b"\t", 6)
-            usage = Usage(*map(int, counts))
+            line, flags, inputs, cached, outputs, reasoning, text = row.split(b"\t", 6)
+            usage = Usage(int(inputs), int(cached), int(outputs), int(reasoning))
             ok, shared = _FLAGS[flags]
             result = Result(int(line), ok, usage, text, shared)
         except (ValueError, TypeError, KeyError):
@@ -271,16 +275,3 @@ def read(batch: Path, name: PartName) -> Iterator[Result]:
         raise ValueError(f"part {name} holds a damaged row")
     if len(rows) != name.results:
         raise ValueError(f"part {name} holds {len(rows)} results, its name says {name.results}")
-
-
-def _render(result: Result) -> bytes:
-    usage = result.usage
-    return b"%d\t%d\t%d\t%d\t%d\t%d\t%s\n" % (
-        result.line,
-        result.ok * _OK + result.shared * _SHARED,
-        usage.input_tokens,
-        usage.cached_tokens,
-        usage.output_tokens,
-        usage.reasoning_tokens,
-        result.text,
-    )

@@ -111,7 +111,7 @@ def test_what_is_counted_can_be_read_back(registry: CollectorRegistry, measured:
     measured.batch_resumed()
     measured.batch_adopted()
     measured.requests_ended("tiny-adder", metrics.Outcome.COMPLETED, 128)
-    measured.request_took("tiny-adder", 0.02)
+    measured.requests_took("tiny-adder", [0.02])
     measured.tokens_used("tiny-adder", metrics.TokenKind.OUTPUT, 512)
     measured.set_inflight("tiny-adder", 7)
     measured.engine_started("tiny-adder", 22.5)
