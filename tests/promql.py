@@ -7,7 +7,10 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import prometheus_client
 import yaml
+
+from daemon import metrics
 
 DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
 RULES = DEPLOY / "prometheus/batchd.rules.yml"
@@ -61,3 +64,14 @@ def panels() -> list[dict[str, Any]]:
 def expressions() -> list[tuple[str, str]]:
     """(title of its panel, expression) of everything that the dashboard asks."""
     return [(panel["title"], target["expr"]) for panel in panels() for target in panel.get("targets", ())]
+
+
+def known_series() -> dict[str, set[str]]:
+    """Names and labels of all that Prometheus can have of a daemon, with the labels that it adds itself."""
+    registry = prometheus_client.CollectorRegistry()
+    metrics.Metrics(registry, ["m"]).engine_started("m", 1.0)
+    samples = [sample for family in registry.collect() for sample in family.samples]
+    series: dict[str, set[str]] = {"up": {"job", "instance"}}
+    for sample in samples:
+        series.setdefault(sample.name, {"job", "instance"}).update(sample.labels)
+    return series

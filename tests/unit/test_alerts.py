@@ -9,27 +9,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import prometheus_client
 import pytest
 
-from daemon import metrics
 from tests import promql
 
 ROOT = Path(__file__).parents[2]
 ALERTS = {rule["alert"]: rule for rule in promql.rules()}
-# What Prometheus adds to each series by itself.
-TARGET_LABELS = {"job", "instance"}
-
-
-def known_series() -> dict[str, set[str]]:
-    """Names and labels of all samples that a daemon can have."""
-    registry = prometheus_client.CollectorRegistry()
-    metrics.Metrics(registry, ["m"]).engine_started("m", 1.0)
-    series: dict[str, set[str]] = {"up": set()}
-    for family in registry.collect():
-        for sample in family.samples:
-            series.setdefault(sample.name, set()).update(sample.labels)
-    return series
 
 
 @pytest.mark.parametrize("rule", ALERTS.values(), ids=ALERTS.keys())
@@ -47,10 +32,10 @@ def test_each_alert_says_what_to_do_and_where_to_read_on(rule: dict[str, Any]) -
 @pytest.mark.parametrize("rule", ALERTS.values(), ids=ALERTS.keys())
 def test_each_alert_asks_for_series_that_there_are(rule: dict[str, Any]) -> None:
     """A name that does not exist, or a label, is an alert that never fires."""
-    known = known_series()
+    known = promql.known_series()
     for selector in promql.selectors(rule["expr"]):
         assert selector.metric in known, selector
-        assert selector.labels <= known[selector.metric] | TARGET_LABELS, selector
+        assert selector.labels <= known[selector.metric], selector
 
 
 @pytest.mark.parametrize("name", ALERTS)
