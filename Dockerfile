@@ -23,7 +23,7 @@ RUN apt-get update \
 
 RUN groupadd --gid 10001 batchd \
  && useradd --uid 10001 --gid batchd --create-home batchd \
- && install --directory --owner=batchd --group=batchd --mode=0755 /spool
+ && install --directory --owner=batchd --group=batchd --mode=0755 /spool /home/batchd/.cache
 
 # Metrics listen on all of the container's addresses, or no Prometheus outside could read them; they are reachable
 # from outside only where the port is published. NVIDIA_*: what the driver has to show to a plain base image.

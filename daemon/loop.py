@@ -194,8 +194,8 @@ class Loop:
             raise SpoolUnavailable(
                 f"the spool cannot be asked for its free space: {error.strerror}"
             ) from error
-        self.parts.metrics.set_free_bytes(free_bytes)
         least_bytes = self.parts.settings.spool.min_free_bytes
+        self.parts.metrics.set_free_bytes(free_bytes, least_bytes)
         self.parts.lifecycle.is_disk_low = free_bytes < least_bytes
         if free_bytes < least_bytes:
             pauses.add(metrics.Pause.DISK_NEARLY_FULL)

@@ -143,7 +143,7 @@ class Metrics:
         )
         self._sla_at_risk = Gauge(
             "batchd_sla_at_risk",
-            "Batches that may miss their deadline at the present rate.",
+            "Batches, queued or running, that may miss their deadline at the present rate.",
             registry=registry,
         )
         self._resumed = Counter(
@@ -253,6 +253,11 @@ class Metrics:
         )
         self._free = Gauge(
             "batchd_spool_free_bytes", "Free space on the spool's filesystem.", registry=registry
+        )
+        self._min_free = Gauge(
+            "batchd_spool_min_free_bytes",
+            "With less free space than this, nothing is claimed or run (spool.min_free_bytes).",
+            registry=registry,
         )
         self._last_scan = Gauge(
             "batchd_last_scan_timestamp_seconds", "When the inbox was last read wholly.", registry=registry
@@ -371,8 +376,10 @@ class Metrics:
     def drop_ignored(self, reason: str) -> None:
         self._ignored.labels(_known(reason, IGNORED)).inc()
 
-    def set_free_bytes(self, count: int) -> None:
+    def set_free_bytes(self, count: int, least: int) -> None:
+        """Say how many bytes are free, and below how many nothing is claimed."""
         self._free.set(count)
+        self._min_free.set(least)
 
     def scanned(self, at: float, is_complete: bool) -> None:
         """Note a scan of the inbox.

@@ -21,6 +21,8 @@ from spool.record import Final, Status
 
 COUNT_EVERY_S = 0.5
 SHOW_EVERY_S = 1.0
+# Between two looks at the deadlines of what waits in the queue: there may be thousands.
+JUDGE_QUEUED_EVERY_S = 5.0
 # Writing one waits for the disk, for an fsync: a run of hundreds of batches must not hold up the loop.
 SHOWN_PER_PASS = 32
 # A batch whose status.json could not be written is tried again after this long.
@@ -42,6 +44,7 @@ class Reporter:
         self._metrics = count
         self._preempt_every_s = preempt_every_s
         self._counted_at = 0.0
+        self._judged_at = float("-inf")
 
     def report(self, held: dict[str, Held], now: float, monotonic: float) -> None:
         """Bring everything up to date that is due."""
@@ -53,9 +56,14 @@ class Reporter:
 
     def _count_all(self, held: dict[str, Held], now: float, monotonic: float) -> None:
         seconds, self._counted_at = monotonic - self._counted_at, monotonic
+        is_queue_due = monotonic - self._judged_at >= JUDGE_QUEUED_EVERY_S
+        if is_queue_due:
+            self._judged_at = monotonic
         for batch in held.values():
             if batch.stage is Stage.RUNNING:
                 self._count(batch, monotonic)
+                self._judge_risk(batch, now)
+            elif batch.stage is Stage.QUEUED and is_queue_due:
                 self._judge_risk(batch, now)
         fresh = self._progress.take()
         for model in {going.model for going in self._runs.going.values()} | fresh.keys():

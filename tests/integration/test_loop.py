@@ -13,10 +13,12 @@ import pytest
 
 from daemon import hooks, lifecycle
 from pipeline import errors, validate
+from pipeline.fleet import ModelState
 from pipeline.run import Work
 from spool import attempts, control, parts, publish
 from spool.batch import Batch
 from spool.errors import InstanceLost
+from spool.parts import Usage
 from tests.loops import Daemon, Fleet
 
 
@@ -58,6 +60,23 @@ def test_a_drop_is_answered_in_input_order(make: Callable[..., Daemon]) -> None:
     ]
     daemon.until(lambda: not daemon.lifecycle.held)
     assert (daemon.home.archive / shown.id / "drop.jsonl").exists()
+
+
+class DownFleet(Fleet):
+    """A fleet whose engine takes no requests."""
+
+    def poll(self) -> list[ModelState]:
+        return [ModelState("m", 1, 0, 0, None, 0, (), {}, Usage())]
+
+
+def test_a_batch_that_waits_is_at_risk_as_well(make: Callable[..., Daemon]) -> None:
+    """An alert that hears only of running batches is silent while an engine is down."""
+    daemon = make(fleet=DownFleet())
+    daemon.drop(sidecar="completion_window: 1h\n")
+    daemon.until(daemon.phase("queued"))
+    assert (daemon.extra()["sla"]["at_risk"], daemon.metrics._sla_at_risk._value.get()) == (False, 0)
+    daemon.until(lambda: daemon.extra()["sla"]["at_risk"], later_s=3300)
+    assert daemon.metrics._sla_at_risk._value.get() == 1
 
 
 def test_shared_answers_are_told(make: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch) -> None:

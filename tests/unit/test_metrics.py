@@ -46,6 +46,7 @@ CONTRACT = {
     "batchd_resumed_batches_total": set(),
     "batchd_adopted_batches_total": set(),
     "batchd_spool_free_bytes": set(),
+    "batchd_spool_min_free_bytes": set(),
     "batchd_last_scan_timestamp_seconds": set(),
 }
 
@@ -123,7 +124,7 @@ def test_what_is_counted_can_be_read_back(registry: CollectorRegistry, measured:
     measured.pool_assigned("spot", Reason.SPOT_FIRST)
     measured.pool_preempted("spot")
     measured.drop_ignored("fifo")
-    measured.set_free_bytes(10**12)
+    measured.set_free_bytes(10**12, 10**9)
     measured.scanned(1.7e9, is_complete=True)
     measured.scanned(1.8e9, is_complete=False)
     measured.set_paused([metrics.Pause.PAUSE_FILE])
@@ -159,6 +160,7 @@ def test_what_is_counted_can_be_read_back(registry: CollectorRegistry, measured:
         ("pool_preemptions_total", {"pool": "spot"}, 1),
         ("ignored_drops_total", {"reason": "fifo"}, 1),
         ("spool_free_bytes", {}, 1e12),
+        ("spool_min_free_bytes", {}, 1e9),
         ("last_scan_timestamp_seconds", {}, 1.7e9),
         ("scan_errors_total", {}, 1),
         ("paused", {"reason": "pause_file"}, 1),
