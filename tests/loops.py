@@ -121,7 +121,11 @@ class Paced(Run):
 def _answer(raw: bytes) -> bytes:
     """What the echo engine would say: the last message, as a chat completion."""
     content = orjson.loads(raw)["body"]["messages"][-1]["content"]
-    return orjson.dumps({"choices": [{"message": {"role": "assistant", "content": content}}]})
+    message = {"role": "assistant", "content": content}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return orjson.dumps(
+        {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+    )
 
 
 class Daemon:
@@ -185,9 +189,9 @@ class Daemon:
         """One pass, as if it were this much later."""
         self.loop.step(time.monotonic() + later_s, is_woken=True)
 
-    def until(self, holds: Callable[[], Any], later_s: float = 0.0) -> Any:
+    def until(self, holds: Callable[[], Any], later_s: float = 0.0, limit_s: float = LIMIT_S) -> Any:
         """Step until something holds."""
-        ends_at = time.monotonic() + LIMIT_S
+        ends_at = time.monotonic() + limit_s
         while time.monotonic() < ends_at:
             self.step(later_s)
             if found := holds():
