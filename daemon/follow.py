@@ -141,12 +141,12 @@ def _facts(shown: outbox.Shown, now: float) -> RenderableType:
     if progress["requests_per_s"]:
         facts.append(Text(f"{progress['requests_per_s']:,.1f} requests/s"))
         facts.append(Text(f"{progress['tokens_per_s'] or 0:,.0f} tokens/s"))
-        facts.append(Text(f"done in {_span(progress['eta_at'] - now)}"))
+        facts.append(Text(f"done in {span(progress['eta_at'] - now)}"))
     if not shown.is_terminal:
         left_s = shown.tree["expires_at"] - now
         is_late = shown.extra["sla"]["at_risk"] or left_s < 0
         risk = " AT RISK" if is_late else ""
-        facts.append(Text(f"deadline in {_span(left_s)}{risk}", "red" if is_late else "dim"))
+        facts.append(Text(f"deadline in {span(left_s)}{risk}", "red" if is_late else "dim"))
     row = Table.grid(padding=(0, 2))
     row.add_row(*facts)
     return row
@@ -156,6 +156,6 @@ def _notes(shown: outbox.Shown) -> list[Text]:
     return [Text(layout.printable(warning), "yellow") for warning in shown.extra["warnings"]]
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
     """Hours, minutes and seconds; a time that is over counts as none."""
     return str(timedelta(seconds=max(0, round(seconds))))

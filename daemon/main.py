@@ -8,7 +8,20 @@ import sys
 from collections.abc import Sequence
 
 from config.load import SettingsError
-from daemon.commands import cancel, doctor, init, pause, retry, run, status, submit, validate, verify, watch
+from daemon.commands import (
+    cancel,
+    doctor,
+    init,
+    pause,
+    retry,
+    run,
+    status,
+    submit,
+    top,
+    validate,
+    verify,
+    watch,
+)
 from daemon.exits import CommandError, Exit
 from spool.errors import SpoolError
 
@@ -60,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"batchd {_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (init, run, validate, submit, watch, status, cancel, retry, verify, pause, doctor):
+    for command in (init, run, validate, submit, watch, status, top, cancel, retry, verify, pause, doctor):
         command.add(commands)
     return parser
 
