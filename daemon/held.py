@@ -73,6 +73,7 @@ class Held:
         failures: runs in a row that brought nothing, or tries in a row to validate.
         done_at_begin: results when its run began.
         attempts_at_begin: digest of its attempts then.
+        shows_parts: whether its parts can be linked into the outbox.
         is_told: whether the hook knows of its end.
         ahead_s: by how much its record is ahead of our clock, as one is that another machine's clock dated,
             or before our clock was set back. Its time goes on from the record, others' do not.
@@ -93,6 +94,7 @@ class Held:
     tokens: int = 0
     shared: int = 0
     preemptions: int = 0
+    shows_parts: bool = True
     is_told: bool = False
     ahead_s: float = 0.0
     run_id: str | None = None

@@ -7,6 +7,7 @@ changed.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 from daemon import logs, metrics
@@ -16,6 +17,7 @@ from daemon.runs import Runs
 from pipeline.fleet import ModelState
 from scheduler import sla
 from scheduler.job import Job
+from spool import partial, parts
 from spool.errors import BatchGone
 from spool.record import Final, Status
 
@@ -72,12 +74,15 @@ class Reporter:
 
     def _count(self, held: Held, monotonic: float) -> None:
         """Count a running batch's parts; one that is complete need not wait for the rest of its run."""
+        before = held.tallies
         try:
             self._progress.recount(held, monotonic)
         except (BatchGone, OSError, ValueError):
             return  # the next move of the batch meets the same and acts on it
         if held.left == 0:
             held.stage = Stage.ENDED
+        elif held.shows_parts:
+            _show_parts(held, before)
 
     def _judge_risk(self, held: Held, now: float) -> None:
         rate = self._runs.throughput.rates.get(held.model)
@@ -120,6 +125,21 @@ class Reporter:
         self._metrics.set_queue(len(self._runs.queue), at_risk, self._runs.waiting)
         for pool in metrics.POOLS:
             self._metrics.set_pool(pool, self._runs.pools.capacity(pool), self._runs.pools.free(pool))
+
+
+def _show_parts(held: Held, before: dict[int, parts.Tally]) -> None:
+    """Link the parts into the outbox that came since."""
+    fresh = [tally.names for shard, tally in held.tallies.items() if before.get(shard) is not tally]
+    if not fresh:
+        return
+    try:
+        names = itertools.chain.from_iterable(fresh)
+        partial.show(held.batch.folder, held.batch.outbox, names, held.batch.mode)
+    except FileNotFoundError:
+        pass  # its user removed the folder, or it was adopted: the next move of the batch finds out
+    except OSError as error:
+        held.shows_parts = False
+        _log.warning("partial_not_shown", batch=held.id, error=str(error))
 
 
 def count_end(count: metrics.Metrics, held: Held, final: Final) -> None:

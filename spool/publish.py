@@ -4,7 +4,7 @@ final.json is the commit point: before it, a crash means "run what is missing an
 recovery only rolls forward. Each step of `publish` and `archive` looks at what is there, so they may be cut
 off anywhere and run again:
  1. merged/output.jsonl, merged/errors.jsonl -> outbox/NAME/        a name missing here was moved already
- 2. a cancel that came too late is refused, with the reason in cancel.refused
+ 2. a cancel that came too late is refused, with the reason in cancel.refused; partial/ is removed
  3. status.json becomes terminal, last
  4. what only a running batch needs is removed, and the folder is renamed into archive/
 """
@@ -16,7 +16,7 @@ import shutil
 
 import orjson
 
-from spool import control, files, layout
+from spool import control, files, layout, partial
 from spool.batch import Batch
 from spool.errors import BatchGone, ResultsLost
 from spool.failpoints import Step
@@ -59,6 +59,7 @@ def publish(batch: Batch) -> None:
     _publish(batch, layout.OUTPUT_FILE, final.output, "publish.output")
     _publish(batch, layout.ERRORS_FILE, final.errors_file, "publish.errors")
     _answer_cancel(batch, final)
+    partial.clear(batch.outbox)
     batch.show(final=final)
 
 

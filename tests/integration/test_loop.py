@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from spool import attempts, control, parts, publish
 from spool.batch import Batch
 from spool.errors import InstanceLost
 from spool.parts import Usage
-from tests.loops import Daemon, Fleet
+from tests.loops import Daemon, Fleet, Paced
 
 
 @pytest.fixture
@@ -519,3 +520,50 @@ def test_a_batch_that_cannot_be_put_away_is_told_of_once(
     daemon.drop()
     daemon.until(lambda: daemon.status() and not daemon.lifecycle.held, later_s=20)
     assert told.read_text() == "x"
+
+
+def _partial(daemon: Daemon) -> list[dict[str, Any]]:
+    """The lines that partial/ shows, as the page tells to read them."""
+    folder = daemon.home.outbox / "jan/partial"
+    rows = [row for part in sorted(folder.iterdir()) for row in part.read_bytes().splitlines()]
+    return [orjson.loads(row.split(b"\t", 6)[6]) for row in rows]
+
+
+def test_finished_parts_are_shown_while_a_batch_runs(make: Callable[..., Daemon], tmp_path: Path) -> None:
+    """As they come, also after a restart; gone with the end, and what they held is what was published."""
+    daemon = make(run=Paced(128, 256, 300))
+    daemon.drop(count=300)
+    daemon.until(lambda: (daemon.home.outbox / "jan/partial").exists())
+    assert _ids(_partial(daemon)) == [f"a{n}" for n in range(128)]
+    (part,) = (daemon.home.outbox / "jan/partial").iterdir()
+    assert part.stat().st_mode & 0o777 == 0o644
+    assert part.parent.stat().st_mode & 0o777 == 0o755
+    first = _partial(daemon)
+    daemon.loop.shut_down()  # while the run waits
+    daemon.stop()
+    daemon = make(run=Paced(128, 256, 300))
+    daemon.until(lambda: len(list((daemon.home.outbox / "jan/partial").iterdir())) == 2)
+    assert _ids(_partial(daemon)) == [f"a{n}" for n in range(256)]
+    daemon.run.may_go_on.set()
+    daemon.until(daemon.is_at("completed"))
+    assert daemon.lines("output.jsonl")[:128] == first
+    assert sorted(os.listdir(daemon.home.outbox / "jan")) == ["output.jsonl", "status.json"]
+
+
+def test_a_filesystem_without_links_shows_no_parts(
+    make: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said once; the batch goes on."""
+
+    def link(source: object, target: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    daemon = make(run=Paced(128))
+    daemon.drop(count=300)
+    daemon.until(daemon.phase("running"))
+    (held,) = daemon.lifecycle.held.values()
+    daemon.until(lambda: not held.shows_parts)
+    daemon.run.may_go_on.set()
+    daemon.until(daemon.is_at("completed"))
+    assert sorted(os.listdir(daemon.home.outbox / "jan")) == ["output.jsonl", "status.json"]
