@@ -161,6 +161,7 @@ class EngineMetrics:
         for _ in range(state.restarts - self._restarts.get(state.model, 0)):
             self._metrics.engine_restarted(state.model)
         self._restarts[state.model] = state.restarts
+        self._metrics.set_engine_values(state.model, state.engines)
         for seconds in state.durations:
             self._metrics.request_took(state.model, seconds)
         for kind, count in zip(metrics.TokenKind, state.usage, strict=True):
