@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Literal
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
+from daemon.engine_values import EngineValues
 from scheduler.assign import Reason, WaitReason
 from scheduler.job import PoolName
 from spool.record import Status
@@ -198,6 +199,8 @@ class Metrics:
         self._engine_start = Gauge(
             "batchd_engine_start_seconds", "How long the latest start took.", ["model"], registry=registry
         )
+        self._engine_values = EngineValues()
+        registry.register(self._engine_values)
         self._rejected = Counter(
             "batchd_rejected_lines_total", "Errors that validation found.", ["code"], registry=registry
         )
@@ -344,6 +347,10 @@ class Metrics:
 
     def engine_restarted(self, model: str) -> None:
         self._engine_restarts.labels(self._model(model)).inc()
+
+    def set_engine_values(self, model: str, replicas: Sequence[Mapping[str, float]]) -> None:
+        """Pass on what the engines of a model say of themselves, see engine_values."""
+        self._engine_values.set(self._model(model), replicas)
 
     def lines_rejected(self, code: str, count: int = 1) -> None:
         """Count errors of validation, those included that the report leaves out."""

@@ -185,5 +185,6 @@ class EngineMetrics:
             self._metrics.engine_restarted(state.model)
         self._restarts[state.model] = state.restarts
         self._metrics.requests_took(state.model, state.durations)
+        self._metrics.set_engine_values(state.model, state.engines)
         for kind, count in zip(metrics.TokenKind, state.usage, strict=True):
             self._metrics.tokens_used(state.model, kind, count)

@@ -75,6 +75,7 @@ class ModelState:
         durations: seconds per request since the last poll, at most 10,000 for each replica.
         outcomes: requests answered since the last poll, by outcome.
         usage: tokens of the completed ones since the last poll.
+        engines: what each replica's engine says of itself, see engine_stats; empty for one that says nothing.
     """
 
     model: str
@@ -86,6 +87,7 @@ class ModelState:
     durations: tuple[float, ...]
     outcomes: dict[str, int]
     usage: Usage
+    engines: tuple[dict[str, float], ...] = ()
 
 
 @dataclass(slots=True)
@@ -355,8 +357,10 @@ def _collect(team: _Team, done: set[Any]) -> ModelState:
     durations: list[float] = []
     outcomes: Counter[str] = Counter()
     usage = Usage()
+    engines: list[dict[str, float]] = []
     for member in team.members:
         stats = _stats_of(member) if member.asked in done else None
+        engines.append(stats.engine if stats else {})
         if stats is None:
             continue
         if member.process not in (None, stats.process):
@@ -380,6 +384,7 @@ def _collect(team: _Team, done: set[Any]) -> ModelState:
         durations=tuple(durations),
         outcomes=dict(outcomes),
         usage=usage,
+        engines=tuple(engines),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import ray
 
 from config import settings
-from pipeline import engine, errors, kinds
+from pipeline import engine, engine_stats, errors, kinds
 from pipeline.gate import Gate, slots
 from pipeline.reply import Reply
 from pipeline.responder import Activity, Responder
@@ -41,12 +41,14 @@ class Stats(NamedTuple):
         start_s: seconds that the engine took to start; None while it starts.
         inflight: requests in the engine now.
         activity: what came of requests.
+        engine: what the engine says of itself, see engine_stats.
     """
 
     process: str
     start_s: float | None
     inflight: int
     activity: Activity
+    engine: dict[str, float]
 
 
 class Replica:
@@ -181,7 +183,7 @@ class Replica:
         else:
             await self.check_health()
         activity = self._responder.take_activity() if self._responder else Activity([], {}, Usage())
-        return Stats(self._process, self._start_s, len(self._inside), activity)
+        return Stats(self._process, self._start_s, len(self._inside), activity, engine_stats.read())
 
     async def check_health(self) -> None:
         """Return if the engine can answer.

@@ -86,9 +86,10 @@ class Prometheus:
     def _is_up(self) -> bool:
         assert self._process.poll() is None, "Prometheus ended"
         try:
-            return bool(self.query("up"))
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/-/ready", timeout=5) as answer:
+                return bool(answer.status == 200)
         except OSError:
-            return False  # it does not listen yet
+            return False  # it does not listen yet, or answers 503 while it opens its storage
 
     def _get(self, path: str, **parameters: str) -> Any:
         url = f"http://127.0.0.1:{self._port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"

@@ -11,11 +11,15 @@ import prometheus_client
 import yaml
 
 from daemon import metrics
+from pipeline import engine_stats
 
 DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
 RULES = DEPLOY / "prometheus/batchd.rules.yml"
 RULE_TESTS = DEPLOY / "prometheus/batchd.rules.test.yml"
 DASHBOARD = DEPLOY / "grafana/dashboards/batchd.json"
+
+# What only vLLM has to say, and only where its statistics are on.
+VLLM_STATS = tuple(stat.name for stat in engine_stats.STATS)
 
 # Ours, and those that Prometheus and prometheus_client make by themselves.
 _SELECTOR = re.compile(r"\b(batchd_\w+|process_\w+|up\b)(\{[^}]*\})?")
@@ -66,10 +70,17 @@ def expressions() -> list[tuple[str, str]]:
     return [(panel["title"], target["expr"]) for panel in panels() for target in panel.get("targets", ())]
 
 
+def is_for_vllm(expression: str) -> bool:
+    """Whether an expression asks for what other engines do not have."""
+    return any(f"batchd_engine_{name}" in expression for name in VLLM_STATS)
+
+
 def known_series() -> dict[str, set[str]]:
     """Names and labels of all that Prometheus can have of a daemon, with the labels that it adds itself."""
     registry = prometheus_client.CollectorRegistry()
-    metrics.Metrics(registry, ["m"]).engine_started("m", 1.0)
+    known = metrics.Metrics(registry, ["m"])
+    known.engine_started("m", 1.0)
+    known.set_engine_values("m", [dict.fromkeys(VLLM_STATS, 0.0)])
     samples = [sample for family in registry.collect() for sample in family.samples]
     series: dict[str, set[str]] = {"up": {"job", "instance"}}
     for sample in samples:

@@ -13,7 +13,7 @@ from typing import Any
 import prometheus_client.parser
 import pytest
 
-from tests import daemons
+from tests import daemons, prometheus, promql
 from tests.daemons import Daemon, addition, jsonl, request
 
 pytestmark = pytest.mark.engine
@@ -40,7 +40,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     running = Daemon(
         tmp_path_factory.mktemp("daemon"),
         {
-            "models": [MODEL],
+            "models": [{**MODEL, "engine_args": {**MODEL["engine_args"], "disable_log_stats": False}}],
             "limits": {"max_line_bytes": 20_000, "max_requests": 20_000, "max_bytes": 5_000_000},
         },
     ).start()
@@ -319,6 +319,24 @@ def test_metrics_tell_what_happened(daemon: Daemon) -> None:
     assert value("spool_free_bytes") > 0
     assert "counted" not in daemon.get("/metrics")[1]
     assert daemon.get("/healthz") == (200, "ok\n")
+
+
+@prometheus.needed
+def test_what_vllm_says_of_its_engine_reaches_the_dashboard(daemon: Daemon, tmp_path: Path) -> None:
+    """Its statistics are on in this daemon; all that the dashboard asks of them returns data."""
+    watching = prometheus.Prometheus(tmp_path / "prometheus", daemon.port)
+    try:
+        daemons.until(lambda: watching.query("count_over_time(up[1m]) >= 2"), what="two scrapes")
+        daemon.drop("watched.jsonl", jsonl([addition(a, 1) for a in range(100)]))
+        daemon.ended("watched")
+        asked = [expression for _, expression in promql.expressions() if promql.is_for_vllm(expression)]
+        for expression in asked:
+            daemons.until(lambda expression=expression: watching.query(expression), what=expression)  # type: ignore[misc]
+        assert all(f"batchd_engine_{name}" in " ".join(asked) for name in promql.VLLM_STATS)
+        [looked_up] = watching.query("batchd_engine_prefix_cache_queries_total")
+        assert looked_up > 100
+    finally:
+        watching.stop()
 
 
 def test_every_decision_is_logged_with_its_reason(daemon: Daemon) -> None:

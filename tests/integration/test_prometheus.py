@@ -56,7 +56,8 @@ def test_names_and_help_keep_to_prometheus_conventions(scene: Scene) -> None:
 
 def test_every_expression_of_the_dashboard_returns_data_after_one_batch(scene: Scene) -> None:
     """Data are numbers: a quantile of nothing is none."""
-    asked = promql.expressions()
+    # What vLLM alone has to say is asked where it runs: tests/acceptance/test_end_to_end.py.
+    asked = [each for each in promql.expressions() if not promql.is_for_vllm(each[1])]
     assert len(asked) > 30
     for title, expression in asked:
         daemons.until(
