@@ -32,6 +32,8 @@ GUARD_BYTES = 1 << 20
 _SHARD_S = 0.15
 # An undisturbed round takes 0.6 s.
 _LAST_MOMENT_S = 0.5
+# For a process to have opened the spool.
+_BEGIN_S = 20.0
 
 
 def why_not() -> str | None:
@@ -117,6 +119,10 @@ def _unmounted(disk: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _renamed_away(disk: Path) -> Iterator[None]:
     spool, away = disk / "spool", disk / "away"
+    # A daemon makes a spool where there is nothing at all; what is tried here is one that has found its own.
+    ends_at = time.monotonic() + _BEGIN_S
+    while not any((spool / "work").iterdir()) and time.monotonic() < ends_at:
+        time.sleep(0.005)
     spool.rename(away)
     yield
     assert not spool.exists(), "made where the spool had been"
