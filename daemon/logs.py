@@ -111,6 +111,8 @@ def absorb(*names: str) -> None:
             logger.handlers.clear()
             logger.propagate = True
             logger.setLevel(logging.NOTSET)
+    # Ray's own asks Ray for its context at each line, of ours as well.
+    logging.setLogRecordFactory(logging.LogRecord)
 
 
 def one_line(text: str) -> str:

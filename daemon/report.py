@@ -104,7 +104,7 @@ class Reporter:
             Stage.CLOSING,
         ):
             return False  # a worker has it, or its next move shows it
-        return monotonic - held.shown_at >= (SHOW_EVERY_S if held.stage is Stage.RUNNING else 0.0)
+        return monotonic - held.shown_at >= SHOW_EVERY_S
 
     def _show(self, held: Held, now: float, monotonic: float) -> None:
         held.shown_at = monotonic

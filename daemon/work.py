@@ -19,6 +19,9 @@ from spool.lines import Code
 from spool.record import FileIdentity, Final, LineError, Phase, Status
 from spool.status import Progress
 
+# The results of fewer are merged within some milliseconds.
+SHOWN_REQUESTS = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Checked:
@@ -101,7 +104,7 @@ def finish(batch: Batch, outcome: Outcome, progress: Progress, now: Callable[[],
 
 
 def _announce(batch: Batch, outcome: Outcome, progress: Progress, at: float) -> None:
-    """Note and show that the batch is about to end."""
+    """Note that the batch is about to end, and show it where that takes long enough to be read."""
     record = batch.record
     if outcome.errors and not record.errors:
         batch.save(errors=outcome.errors)
@@ -110,7 +113,8 @@ def _announce(batch: Batch, outcome: Outcome, progress: Progress, at: float) -> 
             batch.advance(at, Status.FINALIZING, Phase.MERGING, outcome.reason, finalizing_at=at)
         else:
             batch.advance(at, record.status, Phase.MERGING, outcome.reason)
-    batch.show(progress)
+    if record.plan and record.plan.requests > SHOWN_REQUESTS:
+        batch.show(progress)
 
 
 def unanswered(status: Status, reason: str) -> tuple[str, str]:

@@ -35,7 +35,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from pipeline import calls, twins
-from pipeline.slices import MAX_TASKS, Bundle
+from pipeline.slices import Bundle
 from spool import control, parts, plan
 from spool.parts import Result
 
@@ -73,7 +73,7 @@ def configure() -> None:
     context.op_resource_reservation_enabled = False
 
 
-def warm_up(replicas: list[Any]) -> None:
+def warm_up(replicas: list[Any], workers: int) -> None:
     """Have Ray's workers started, their imports done and the replicas known to them, before the first run.
 
     3 s, 10 s on a busy machine; without it that time is lost in the first run of more than one task
@@ -86,8 +86,8 @@ def warm_up(replicas: list[Any]) -> None:
     seen: set[int] = set()
     quiet_rounds = 0  # Ray starts more workers than it needs, and a task that gets one waits for its imports
     while quiet_rounds < 2 and time.monotonic() < give_up_at:
-        pids = set(ray.get([linger.remote(replicas) for _ in range(MAX_TASKS)]))
-        quiet_rounds = quiet_rounds + 1 if pids <= seen and len(seen) >= MAX_TASKS else 0
+        pids = set(ray.get([linger.remote(replicas) for _ in range(workers)]))
+        quiet_rounds = quiet_rounds + 1 if pids <= seen and len(seen) >= workers else 0
         seen |= pids
 
 

@@ -25,15 +25,17 @@ from pathlib import Path
 from typing import Any
 
 from config import settings
-from pipeline import errors, ray_watch, responder, slices
+from pipeline import errors, gate, ray_watch, responder, slices
 from spool.parts import Usage
 
 _log = logging.getLogger(__name__)
 
 # Requests and answers of the shards in flight; Ray spills to disk beyond it.
 OBJECT_STORE_BYTES = 256 << 20
-# Processes that Ray keeps when they are idle: the workers of a run's tasks, and two actors of Ray Data's own.
-KEPT_WORKERS = slices.MAX_TASKS + 2
+# Most workers that are kept warm for the tasks of runs, each a process of Ray's.
+MAX_WARM = 2 * slices.MAX_TASKS
+# Two actors of Ray Data's own, which take a worker each.
+RAY_DATA_WORKERS = 2
 # Longest wait in poll(), seconds.
 POLL_S = 1.0
 # For engines to stop, seconds; those that still run then are killed.
@@ -128,6 +130,7 @@ class Fleet:
         self._session: Path | None = None
         self._watch: ray_watch.RayWatch | None = None
         self._polled_at = float("-inf")
+        self._warm = _workers_for(configured)
 
     def start_ray(self, on_lost: Callable[[ray_watch.Watched], None] | None = None) -> None:
         """Start a private Ray, or connect to the configured cluster; seconds.
@@ -145,7 +148,7 @@ class Fleet:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         replicas = sum(team.model.replicas for team in self._teams.values())
-        os.environ.setdefault("RAY_num_workers_soft_limit", str(KEPT_WORKERS + replicas))
+        os.environ.setdefault("RAY_num_workers_soft_limit", str(self._warm + RAY_DATA_WORKERS + replicas))
         if self._settings.ray.address == "local" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
             # Ray listens on the machine's address: only its processes know this token, and it is in no file.
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -186,7 +189,7 @@ class Fleet:
                 team.members.append(member)
                 waiting[member.handle.ready.remote()] = team
         # While the engines load:
-        data.warm_up([member.handle for team in self._teams.values() for member in team.members])
+        data.warm_up([member.handle for team in self._teams.values() for member in team.members], self._warm)
         while waiting:
             done, _ = ray.wait(list(waiting), num_returns=1)
             for ready in done:
@@ -264,6 +267,15 @@ class Fleet:
             ray.kill(handle, no_restart=True)
         for team in self._teams.values():
             team.members.clear()
+
+
+def _workers_for(configured: settings.Settings) -> int:
+    """Workers that the tasks of all runs take together, when as many runs go on as the pools allow."""
+    pools = configured.scheduler.pools
+    runs = pools.spot.capacity + pools.dedicated.capacity
+    shapes = [slices.shape(gate.max_num_seqs(model), model.replicas) for model in configured.models]
+    tasks = max(shape.tasks for shape in shapes)
+    return min(MAX_WARM, tasks * runs)
 
 
 def _ray_options(configured: settings.Settings) -> dict[str, Any]:

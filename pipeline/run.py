@@ -5,10 +5,9 @@ share of it early, with all finished lines kept. It neither merges nor changes a
 are its whole result. Imports ray inside functions only.
 
 After a crash only lines without a durable result run again, so what was answered in vain is what the tasks in
-flight held, a bundle each: at most MAX_TASKS * 255 lines, and their twins. A file of full shards has no more
-than `depth` = DEPTH * max_num_seqs * replicas lines in flight, rounded to whole shards of 128: 512 for one
-replica that computes 256 requests at once, whatever the size of the file (tests/integration/test_run.py kills
-a run of 20,000 lines at 90 %).
+flight held, a bundle each: DEPTH * max_num_seqs * replicas lines, rounded up to whole shards of 128
+for each task, and their twins. For one replica that computes 256 requests at once that is 512, whatever the
+size of the file (tests/integration/test_run.py kills a run of 20,000 lines at 90 %).
 
 Limits: the driver keeps an entry for each unfinished shard.
 """
@@ -24,10 +23,6 @@ from config import settings
 from pipeline import errors, gate, slices
 from pipeline.fleet import Fleet
 from spool import control
-
-# Requests in flight for each one that the engine computes: a task's requests end one by one, so on average
-# only half of those that were sent are still there.
-DEPTH = 2.0
 
 
 @dataclass(frozen=True)
@@ -66,13 +61,13 @@ def run(
 
     chosen = configured.model_named(model)
     route = calls.Route(fleet.handles(model), gate.slots(chosen), configured.engine.max_attempts)
-    depth = DEPTH * gate.max_num_seqs(chosen) * len(route.replicas)
+    shape = slices.shape(gate.max_num_seqs(chosen), len(route.replicas))
     try:
-        bundles = list(slices.bundled(slices.spread(_pending(works), len(route.replicas))))
+        bundles = list(slices.bundled(slices.spread(_pending(works), len(route.replicas)), shape.lines))
         if bundles:
-            # As many as it takes to have `depth` requests in flight, were all bundles of average size.
+            # More where twins make bundles small: as many as it takes, were all of average size.
             load = sum(each.load for bundle in bundles for each in bundle) / len(bundles)
-            tasks = min(slices.MAX_TASKS, max(len(route.replicas), round(depth / load)))
+            tasks = min(slices.MAX_TASKS, max(shape.tasks, round(shape.depth / load)))
             dealt = list(slices.dealt(bundles, tasks))
             data.execute(dealt, route, tasks, pool_resources, configured.engine.dedupe)
         left = sum(each.missing for each in _pending(works))

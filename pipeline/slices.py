@@ -8,6 +8,7 @@ No ray here.
 from __future__ import annotations
 
 import heapq
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,17 +16,48 @@ from typing import NamedTuple
 
 from spool import parts, plan
 
-# Tasks of a run at a time, and workers that are kept warm for them. Each is a process of Ray's of 200 MB that
-# mostly waits, and takes 1 to 4 s to start.
+# Most tasks of a run at a time. Each is a process of Ray's of 200 MB that mostly waits, and takes 1 to 4 s to
+# start where no warm one is free.
 MAX_TASKS = min(16, max(4, os.cpu_count() or 1))
-
-
-# Requests of a bundle that are answered at a time: those of a full shard (pipeline/shards.py).
-BUNDLE_LINES = 128
+# Requests in flight for each one that an engine computes: a task's requests end one by one, so on average
+# only half of those that were sent are still there.
+DEPTH = 2.0
+# Fewest requests of a bundle that are answered at a time: those of a full shard (pipeline/shards.py).
+LEAST_LINES = 128
+# Enough for one task not to wait for another's bundle; fewer tasks with more each need fewer workers.
+WANTED_LINES = 256
 # Results of a bundle, of twins one each: they are in memory together. A shard alone may have more.
 BUNDLE_RESULTS = 1024
 # Bundles of one task: what Ray repeats if a worker dies, and what the others may have to wait for.
 MAX_BUNDLES = 32
+
+
+class Shape(NamedTuple):
+    """How the work of a run is cut.
+
+    Attributes:
+        depth: requests in flight.
+        tasks: at a time.
+        lines: requests of a bundle that are answered at a time.
+    """
+
+    depth: float
+    tasks: int
+    lines: int
+
+
+def shape(max_num_seqs: int, replicas: int) -> Shape:
+    """The fewest tasks that keep enough requests in flight; two at least for each replica.
+
+    With one, an engine would run dry at the end of each bundle.
+
+    Args:
+        max_num_seqs: requests that an engine computes at once.
+        replicas: engines.
+    """
+    depth = DEPTH * max_num_seqs * replicas
+    tasks = min(MAX_TASKS, max(2 * replicas, math.ceil(depth / WANTED_LINES)))
+    return Shape(depth, tasks, max(LEAST_LINES, min(BUNDLE_RESULTS, round(depth / tasks))))
 
 
 class Slice(NamedTuple):
@@ -86,15 +118,15 @@ def spread(slices: Iterable[Slice], replicas: int) -> list[Slice]:
     return [each for _, _, each in heapq.merge(*queues, key=lambda entry: entry[:2])]
 
 
-def bundled(slices: Iterable[Slice]) -> Iterator[Bundle]:
-    """Neighbours together, until there is as much to be answered as in a full shard, or too much to hold."""
+def bundled(slices: Iterable[Slice], lines: int) -> Iterator[Bundle]:
+    """Neighbours together, until there are so many to be answered, or too many to hold."""
     bundle: Bundle = []
     load = missing = 0
     for each in slices:
         bundle.append(each)
         load += each.load
         missing += each.missing
-        if load >= BUNDLE_LINES or missing >= BUNDLE_RESULTS:
+        if load >= lines or missing >= BUNDLE_RESULTS:
             yield bundle
             bundle, load, missing = [], 0, 0
     if bundle:

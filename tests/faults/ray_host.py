@@ -22,7 +22,7 @@ def main() -> None:
     """Start Ray, say where it is, and wait."""
     for name, value in fleet._ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("RAY_num_workers_soft_limit", str(fleet.KEPT_WORKERS + 1))
+    os.environ.setdefault("RAY_num_workers_soft_limit", str(fleet.MAX_WARM + fleet.RAY_DATA_WORKERS + 1))
     import ray
 
     ray.init(

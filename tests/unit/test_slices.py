@@ -95,16 +95,16 @@ def _bundles(count: int) -> list[slices.Bundle]:
 
 
 def test_full_shards_are_sent_alone_and_small_ones_together() -> None:
-    """A bundle ends as soon as it has the requests of a full shard."""
+    """A bundle ends as soon as it has the wanted number of requests."""
     given_ = [piece(n, missing) for n, missing in enumerate([128, 10, 100, 30, 5])]
-    sizes = [[each.shard.index for each in bundle] for bundle in slices.bundled(given_)]
+    sizes = [[each.shard.index for each in bundle] for bundle in slices.bundled(given_, 128)]
     assert sizes == [[0], [1, 2, 3], [4]]
 
 
 def test_shards_of_nothing_but_twins_do_not_pile_up_in_one_bundle() -> None:
     """Each is one request to answer, but its results are all in memory; five shards once shared a bundle."""
     given_ = [piece(n, missing=1000, distinct=1) for n in range(5)]
-    sizes = [[each.shard.index for each in bundle] for bundle in slices.bundled(given_)]
+    sizes = [[each.shard.index for each in bundle] for bundle in slices.bundled(given_, 128)]
     assert sizes == [[0, 1], [2, 3], [4]]
 
 
@@ -131,3 +131,17 @@ def test_the_last_tasks_are_short() -> None:
     dealt = list(slices.dealt(_bundles(1000), 4))
     assert [len(task) for task in dealt[-4:]] == [1, 1, 1, 1]
     assert len(dealt) < 100
+
+
+@pytest.mark.parametrize(
+    ("max_num_seqs", "replicas", "tasks", "lines"),
+    [(256, 1, 2, 256), (32, 1, 2, 128), (8, 1, 2, 128), (512, 1, 4, 256), (256, 2, 4, 256), (256, 4, 4, 512)],
+)
+def test_a_run_has_few_tasks_and_enough_in_flight(
+    monkeypatch: pytest.MonkeyPatch, max_num_seqs: int, replicas: int, tasks: int, lines: int
+) -> None:
+    """Two for each replica, so that none runs dry between two bundles, with more requests where few."""
+    monkeypatch.setattr(slices, "MAX_TASKS", 4)
+    shape = slices.shape(max_num_seqs, replicas)
+    assert (shape.tasks, shape.lines) == (tasks, lines)
+    assert shape.tasks * shape.lines >= shape.depth == 2 * max_num_seqs * replicas
