@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from config import load
+from daemon import outlook
+from daemon.commands import spool_option
 from daemon.excerpt import excerpt
 from daemon.exits import CommandError, Exit
 from pipeline import validate
@@ -20,11 +22,20 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "validate",
         help="check a batch file as the daemon would",
-        description="Check a batch file as the daemon would. Nothing is run and nothing is written.",
+        description="Check a batch file as the daemon would. Nothing is run and nothing is written. With "
+        "--model, also count its tokens, find what does not fit into the context and what need not be "
+        "computed, and tell the time from past batches in the spool.",
     )
     parser.add_argument("file", metavar="FILE", type=Path, help="a batch file, or - for standard input")
     parser.add_argument("--config", metavar="FILE", type=Path, help="settings, for models and limits")
     parser.add_argument("--endpoint", metavar="URL", help="require this endpoint, as a sidecar can")
+    parser.add_argument(
+        "--model",
+        metavar="DIR",
+        type=Path,
+        help="also say what the file would take, with the tokenizer of this model's folder and no engine",
+    )
+    spool_option.add(parser)
     parser.set_defaults(run=run)
 
 
@@ -54,6 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
         )
         return Exit.FAILED
     print(f"valid: {verdict.requests} requests to {verdict.endpoint} for {verdict.model}")
+    if arguments.model:
+        for fact in outlook.facts(arguments.file, arguments.model, arguments.spool, settings, verdict.model):
+            print(fact)
     return Exit.DONE
 
 
