@@ -200,7 +200,7 @@ class Batch:
         A drop that cannot be seen for a while, as on a network filesystem, keeps its folder from being
         removed; such a folder keeps its record, and is adopted.
         """
-        with suppress(OSError):
+        with suppress(OSError, BatchGone):
             files.remove_temporaries([self.folder])
             if set(os.listdir(self.folder)) <= {layout.RECORD_FILE}:
                 with suppress(FileNotFoundError):

@@ -1,6 +1,6 @@
 """Named crash points: a test makes the process end at one, as a kill or a power cut would.
 
-Each durable step of a batch's life has two: just before it takes effect and just after it is durable.
+Each step named below has two: just before it takes effect and just after it is durable.
 With `FAILPOINT=final.before` in the environment the process exits there without any clean-up;
 `FAILPOINT=part.after:3` means the third time. Nothing happens otherwise. Ray's workers inherit the variable.
 
@@ -10,7 +10,8 @@ What the next start does, by the step that was cut off:
     claim.drop        before: as above; after: claimed, the claim's last steps and validation run (again);
                       a link or a folder that was swapped in and moved is a claimed drop too, and fails there
     place             before: out/ is still in the folder, a free name is tried; after: it is shown
-    record            before: the state before stands, and what leads to the new one is done again
+    record            before: the state before stands, and what leads to the new one is done again;
+                      after: the new one stands, status.json follows
     status            either: the record is the truth, status.json is written again from it
     plan.input        either: no plan in the record, so the drop is validated from the start
     plan.order        as plan.input; only where the order is not the file's
@@ -23,8 +24,9 @@ What the next start does, by the step that was cut off:
     publish.output    before: moved by the next start; after: found moved, left alone
     publish.errors    as publish.output
     publish.status    before: its results stand in the outbox, it is shown as ended; after: only archived
-    archive           before: what a running batch needs is removed; after: nothing is left to do
-    adopt             before: the dead daemon still holds it; after: ours, adopted from us next time
+    archive           before: what a running batch needs is gone, the rename is left; after: nothing is
+    adopt             before: the dead daemon still holds it; after: ours, adopted from us next time, and
+                      counted again
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def show(batch: Path, outbox: Path, names: Iterable[parts.PartName], mode: int) 
         os.chmod(folder, 0o700 | mode | (mode & 0o444) >> 2)
     for name in names:
         part = parts.path_of(batch, name)
-        os.chmod(part, mode)  # its own folder stays private
+        os.chmod(part, mode & 0o444)  # its own folder stays private, and parts never change
         with suppress(FileExistsError):
             os.link(part, folder / str(name))
 

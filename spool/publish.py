@@ -71,7 +71,8 @@ def archive(batch: Batch) -> None:
         OSError: it goes on from here at the next try.
     """
     assert batch.final is not None, "only a published batch is archived"
-    _answer_cancel(batch, batch.final)  # one that came before the end could be seen
+    if batch.is_placed:  # else the folder of that name is gone, or another batch's
+        _answer_cancel(batch, batch.final)  # one that came before the end could be seen
     try:
         for name in set(os.listdir(batch.folder)) - _KEPT:
             path = batch.folder / name

@@ -1,6 +1,6 @@
 """Values that describe a batch: record.json (the truth while it lives) and final.json (the commit point).
 
-Records are frozen; a change makes a new one, and spool/store.py makes it durable before anyone sees it.
+Records are frozen; a change makes a new one, and spool/batch.py makes it durable before anyone sees it.
 Times are Unix seconds. A format number that this version does not know is refused, never guessed at.
 """
 

@@ -50,7 +50,8 @@ def adopt(
         held: ids of batches that are left where they are.
 
     Returns:
-        The adopted batches, by id, which is by age; for each, `claim.finish` is to be run.
+        The adopted batches, by id, which is by age. For each that has no `final`, `claim.finish` is to be
+        run; one that has is published and archived.
     """
     was_clean = own == dead or lease.ended_cleanly(dead)
     adopted = []
@@ -95,6 +96,8 @@ def _adopt_one(home: layout.Layout, theirs: Path, ours: Path, mode: int) -> Batc
             raise RecordUnknown(f"{theirs} holds a drop but no record") from None
     failpoints.reach("adopt", "before")
     os.rename(theirs, ours)
+    if record is not None:  # what an owner that is alive after all wrote before it lost the folder, counts
+        record, final = read_record(ours), read_final(ours)
     if record is None:
         with suppress(OSError):
             files.remove_temporaries([ours])

@@ -536,7 +536,7 @@ def test_finished_parts_are_shown_while_a_batch_runs(make: Callable[..., Daemon]
     daemon.until(lambda: (daemon.home.outbox / "jan/partial").exists())
     assert _ids(_partial(daemon)) == [f"a{n}" for n in range(128)]
     (part,) = (daemon.home.outbox / "jan/partial").iterdir()
-    assert part.stat().st_mode & 0o777 == 0o644
+    assert part.stat().st_mode & 0o777 == 0o444
     assert part.parent.stat().st_mode & 0o777 == 0o755
     first = _partial(daemon)
     daemon.loop.shut_down()  # while the run waits

@@ -491,3 +491,15 @@ def test_an_engine_that_cannot_start_says_why(started: fleet.Fleet) -> None:
     broken = fleet.Fleet(settings.Settings(models=(bad,)))
     with pytest.raises(errors.EngineStartError, match=r"^model 'remote': [^\n]*$"):
         broken.start_engines()
+
+
+def test_a_run_does_not_pass_over_a_shard_that_it_cannot_find(started: fleet.Fleet, tmp_path: Path) -> None:
+    """Of an adopted batch nothing is left to do; a folder that stands means that the volume errs."""
+    from pipeline import data
+
+    shard = plan.Shard(0, 0, 2, 0, 10)
+    bundle = [slices.Slice(tmp_path / "batch_x~1", 1, shard, 2)]
+    assert list(data.read([bundle])) == []
+    bundle[0].batch.mkdir()
+    with pytest.raises(FileNotFoundError):
+        list(data.read([bundle]))

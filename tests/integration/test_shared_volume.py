@@ -16,9 +16,7 @@ import pytest
 
 from daemon import intake, lifecycle
 from daemon.held import Stage
-from pipeline import data
 from pipeline.errors import RunError
-from pipeline.slices import Slice
 from spool import layout, plan
 from tests.loops import Daemon
 
@@ -213,13 +211,3 @@ def test_our_own_folder_is_looked_for_more_than_once(daemon: Daemon, volume: Vol
     assert [daemon.lease.is_lost for _ in range(4)] == [False] * 4
     volume.hide(lambda call, path: path == own, times=3)
     assert [daemon.lease.is_lost for _ in range(3)] == [False, False, True]
-
-
-def test_a_run_does_not_pass_over_a_shard_that_it_cannot_find(tmp_path: Path) -> None:
-    """Of an adopted batch nothing is left to do; a folder that stands means that the volume errs."""
-    shard = plan.Shard(0, 0, 2, 0, 10)
-    bundle = [Slice(tmp_path / "batch_x~1", 1, shard, 2)]
-    assert list(data.read([bundle])) == []
-    bundle[0].batch.mkdir()
-    with pytest.raises(FileNotFoundError):
-        list(data.read([bundle]))
