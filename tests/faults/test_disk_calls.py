@@ -73,8 +73,8 @@ def test_a_removal_that_fails_is_tried_again_before_a_batch_is_archived(
             raise OSError(errno.EMFILE, "Too many open files", str(path))
         real(path)
 
-    monkeypatch.setattr(shutil, "rmtree", rmtree)
     publish.publish(batch)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
     with pytest.raises(OSError, match="Too many"):
         publish.archive(batch)
     publish.archive(batch)
