@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,16 @@ from daemon import outbox
 from daemon.exits import CommandError, Exit
 from pipeline import pairing
 from spool import files, layout
+
+
+def add_input(parser: argparse.ArgumentParser) -> None:
+    """Declare --input, which names the drop of a `Finished`."""
+    parser.add_argument(
+        "--input",
+        metavar="FILE",
+        type=Path,
+        help="the batch's input (default: the one in archive/, which the daemon's user alone may read)",
+    )
 
 
 class Finished:

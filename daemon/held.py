@@ -37,6 +37,10 @@ class Stage(StrEnum):
     CLOSING = "closing"  # a worker thread has it
 
 
+# A worker has the batch, or it waits for one: nothing of it is the loop's to change or to show any more.
+ENDING = (Stage.FINISHING, Stage.PUBLISHED, Stage.CLOSING)
+
+
 class StopReason(StrEnum):
     """Why a run was told to stop working on a batch."""
 

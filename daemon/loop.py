@@ -16,7 +16,7 @@ from config.settings import Settings
 from daemon import http, lifecycle, logs, metrics, outbox, runs
 from daemon.clock import Clock
 from daemon.engines import Engines
-from daemon.held import Held, Stage, StopReason
+from daemon.held import ENDING, Held, Stage, StopReason
 from daemon.intake import Intake
 from daemon.report import COUNT_EVERY_S, Reporter
 from daemon.workers import Workers
@@ -30,7 +30,7 @@ REFUSE_EVERY_S = 5.0
 # Between two looks at archive/, seconds.
 RETENTION_EVERY_S = 600.0
 # Stages in which a batch's record is not the loop's to change.
-_NOT_OURS = (Stage.VALIDATING, Stage.FINISHING, Stage.PUBLISHED, Stage.CLOSING, Stage.DAMAGED)
+_NOT_OURS = (Stage.VALIDATING, *ENDING, Stage.DAMAGED)
 # Stages that have a next move to make now.
 _MOVING = (Stage.VALIDATED, Stage.ENDED, Stage.DECIDED, Stage.PUBLISHED)
 # The longest wait, so that deadlines, leases and /healthz are never far behind; seconds.
@@ -222,7 +222,7 @@ class Loop:
 
     def _look_for_cancels(self, now: float) -> None:
         for each in list(self.parts.lifecycle.held.values()):
-            if each.stage in (Stage.CLAIMED, Stage.FINISHING, Stage.PUBLISHED, Stage.CLOSING):
+            if each.stage in (Stage.CLAIMED, *ENDING):
                 continue  # not shown yet, or ending: publishing answers a cancel that comes too late
             if each.batch.record.outbox_name and control.cancel_requested(each.batch.outbox):
                 if not each.batch.is_placed:

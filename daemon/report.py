@@ -11,7 +11,7 @@ import itertools
 from collections import Counter
 
 from daemon import logs, metrics
-from daemon.held import Held, Stage
+from daemon.held import ENDING, Held, Stage
 from daemon.progress import Progress
 from daemon.runs import Runs
 from pipeline.fleet import ModelState
@@ -95,14 +95,7 @@ class Reporter:
             _log.info("deadline_at_risk" if is_at_risk else "deadline_safe", batch=held.id, left=held.left)
 
     def _is_due(self, held: Held, monotonic: float) -> bool:
-        if not held.is_dirty or held.stage in (
-            Stage.CLAIMED,
-            Stage.VALIDATING,
-            Stage.DECIDED,
-            Stage.FINISHING,
-            Stage.PUBLISHED,
-            Stage.CLOSING,
-        ):
+        if not held.is_dirty or held.stage in (Stage.CLAIMED, Stage.VALIDATING, Stage.DECIDED, *ENDING):
             return False  # a worker has it, or its next move shows it
         return monotonic - held.shown_at >= SHOW_EVERY_S
 

@@ -7,14 +7,14 @@ for in the order in which batchd would run the requests. Imports transformers, i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import orjson
 
-from pipeline import order_notes, prefixes
+from pipeline import order_notes, pairing, prefixes
 
 # Lines that are named one by one.
 MAX_NAMED = 5
@@ -85,7 +85,8 @@ def forecast(source: Iterable[bytes], model: Path, context: int | None) -> Forec
         contextlib.closing(order_notes.Notes(order_notes.Wishes(), Path(folder))) as notes,
     ):
         held: list[tuple[bytes, dict[str, Any]]] = []
-        for number, line, request in _requests(source):
+        for number, line in pairing.requests(source):
+            request = orjson.loads(line)
             endpoint = prefixes.endpoint(request["url"])
             body = request["body"]
             bound = prefixes.answer_length(body, endpoint.length, endpoint.default_length)
@@ -119,13 +120,6 @@ def forecast(source: Iterable[bytes], model: Path, context: int | None) -> Forec
         shared_bytes,
         prompt_bytes,
     )
-
-
-def _requests(source: Iterable[bytes]) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
-    for number, raw in enumerate(source, 1):
-        line = raw.removeprefix(b"\xef\xbb\xbf").strip(b" \t\r\n")
-        if line:
-            yield number, line, orjson.loads(line)
 
 
 def _note(notes: order_notes.Notes, url: str, held: list[tuple[bytes, dict[str, Any]]]) -> None:

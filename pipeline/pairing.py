@@ -47,7 +47,7 @@ def pair(drop: Iterable[bytes], output: Iterable[bytes], errors: Iterable[bytes]
         Mismatch: the three do not belong together.
     """
     answers, failures = _Results("output.jsonl", output), _Results("errors.jsonl", errors)
-    for number, request in _requests(drop):
+    for number, request in requests(drop):
         custom_id = _custom_id(request)
         if answers.next_id == (custom_id,) and custom_id is not None:
             yield Pair(number, request, True, answers.take())
@@ -108,7 +108,7 @@ class _Results:
         self._next = found
 
 
-def _requests(drop: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+def requests(drop: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     """Physical lines that are not blank, with their numbers from 1."""
     for number, raw in enumerate(drop, 1):
         line = (raw.removeprefix(_BOM) if number == 1 else raw).strip(b" \t\r\n")

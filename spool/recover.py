@@ -87,23 +87,23 @@ def _adopt_one(home: layout.Layout, theirs: Path, ours: Path, mode: int) -> Batc
     The rename comes first and the drop is looked for behind it: an owner that wakes up in between finds its
     path gone, and can no longer move a drop into a folder that is about to be removed.
     """
+    has_record = True
     try:
-        record = read_record(theirs)
-        final = read_final(theirs)
+        read_record(theirs)  # of another version: left where it is
+        read_final(theirs)
     except FileNotFoundError:
-        record, final = None, None
+        has_record = False
         if os.path.lexists(theirs / layout.DROP_FILE):
             raise RecordUnknown(f"{theirs} holds a drop but no record") from None
     failpoints.reach("adopt", "before")
     os.rename(theirs, ours)
-    if record is not None:  # what an owner that is alive after all wrote before it lost the folder, counts
-        record, final = read_record(ours), read_final(ours)
-    if record is None:
+    if not has_record:
         with suppress(OSError):
             files.remove_temporaries([ours])
             os.rmdir(ours)
         return None
-    batch = Batch(home, ours, record, mode=mode, final=final)
+    # Only now: what an owner that is alive after all wrote before it lost the folder, counts.
+    batch = Batch(home, ours, read_record(ours), mode=mode, final=read_final(ours))
     if batch.has_drop:
         return batch
     batch.discard()

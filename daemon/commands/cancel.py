@@ -18,7 +18,7 @@ def add(commands: Any) -> None:
         help="cancel a batch; what is finished is kept",
         description="Cancel a batch: finished lines stay in output.jsonl, the others get batch_cancelled.",
     )
-    parser.add_argument("name", metavar="NAME", help="name in outbox/, or the drop's")
+    spool_option.add_name(parser)
     spool_option.add(parser)
     parser.set_defaults(run=run)
 

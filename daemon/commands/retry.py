@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from daemon import dropping
-from daemon.commands import spool_option, verify
+from daemon import dropping, finished
+from daemon.commands import spool_option
 from daemon.exits import CommandError, Exit
 from daemon.finished import Finished
 from pipeline import pairing
@@ -30,8 +30,8 @@ def add(commands: Any) -> None:
         f"old one ({LINK}). A batch that failed validation is dropped whole, if --on-invalid skip says so: "
         "its bad lines then go to errors.jsonl.",
     )
-    parser.add_argument("name", metavar="NAME", help="name in outbox/, or the drop's")
-    verify.add_input(parser)
+    spool_option.add_name(parser)
+    finished.add_input(parser)
     dropping.add(parser)
     spool_option.add(parser)
     parser.set_defaults(run=run)

@@ -23,6 +23,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_name(parser: argparse.ArgumentParser) -> None:
+    """Declare NAME, which `outbox` reads."""
+    parser.add_argument("name", metavar="NAME", help="name in outbox/, or the drop's")
+
+
 def home(arguments: argparse.Namespace) -> layout.Layout:
     """The spool that was named.
 

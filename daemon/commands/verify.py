@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from daemon import finished
 from daemon.commands import spool_option
 from daemon.exits import CommandError, Exit
 from daemon.finished import Finished
@@ -26,20 +27,10 @@ def add(commands: Any) -> None:
         "the input from archive/, output.jsonl and errors.jsonl side by side, and compares sizes and hashes "
         "with what was recorded. Exit code 0: it holds; 1: it does not, and where.",
     )
-    parser.add_argument("name", metavar="NAME", help="name in outbox/, or the drop's")
-    add_input(parser)
+    spool_option.add_name(parser)
+    finished.add_input(parser)
     spool_option.add(parser)
     parser.set_defaults(run=run)
-
-
-def add_input(parser: argparse.ArgumentParser) -> None:
-    """Declare --input."""
-    parser.add_argument(
-        "--input",
-        metavar="FILE",
-        type=Path,
-        help="the batch's input (default: the one in archive/, which the daemon's user alone may read)",
-    )
 
 
 def run(arguments: argparse.Namespace) -> int:

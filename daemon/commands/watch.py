@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
         "batch. In a pipe, a line each time something changes. Exit code 0: every request was "
         "answered; 1: the batch failed or has errors; 4: --timeout ran out.",
     )
-    parser.add_argument("name", metavar="NAME", help="name in outbox/, or the drop's")
+    spool_option.add_name(parser)
     waiting.add(parser)
     spool_option.add(parser)
     parser.set_defaults(run=run)

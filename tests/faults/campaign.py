@@ -3,8 +3,8 @@
     python -m tests.faults.campaign --minutes 60 --folder build/faults
 
 Daemons that are killed, stopped and crowded (rounds.py) for so many minutes; then disks, power and clocks
-(disk.py), about 15 minutes for a sample, an hour with --full; then ten minutes of fuzzing (fuzz.py). A part
-that cannot run here says so and is left out. Exit code 1 if anything was lost, doubled, wrong or found.
+(disk.py), about 15 minutes for a sample, much longer with --full; then ten minutes of fuzzing (fuzz.py). A
+part that cannot run here says so and is left out. Exit code 1 if anything was lost, doubled, wrong or found.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The long run of the disk's faults: `python -m tests.faults.disk --full`; exits with 1 if any went wrong.
 
---full            every N of every call, and many rounds of the rest (about an hour on 2 cores)
+--full            every N of every call, and many rounds of the rest (never yet run to its end)
 --only PART       of calls, space, clock, power, control
 --rounds N        of each fault of space, clock and power
 --seed N          replays a run; printed at the start
