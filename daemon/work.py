@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from daemon.held import Outcome
 from pipeline import merge, validate
-from spool import claim, files, publish
+from spool import files, publish
 from spool.batch import Batch, read_final
 from spool.errors import ResultsLost
 from spool.lines import Code
@@ -54,13 +54,13 @@ def check(batch: Batch, rules: validate.Rules, stopped: Callable[[], bool]) -> C
         return Checked(LineError(code="invalid_request", message=problem), None, None)
     with source:
         before = os.fstat(source.fileno())
-        if not _is_same(claim.identity(before), record.identity):
+        if not _is_same(FileIdentity.of(before), record.identity):
             return Checked(_MODIFIED, None, None)
         verdict = validate.check_and_copy(source, batch.folder, batch.id, rules, stopped)
         after = os.fstat(source.fileno())
-    if not _is_same(claim.identity(after), record.identity) or _was_touched(before, after):
+    if not _is_same(FileIdentity.of(after), record.identity) or _was_touched(before, after):
         return Checked(_MODIFIED, None, None)
-    return Checked(None, verdict, claim.identity(after))
+    return Checked(None, verdict, FileIdentity.of(after))
 
 
 _MODIFIED = LineError(
@@ -146,7 +146,7 @@ def _decide(batch: Batch, outcome: Outcome, now: Callable[[], float]) -> Final:
         batch, plan.requests, None if must_be_whole else unanswered(outcome.status, outcome.reason)
     )
     warnings = list(batch.record.warnings)
-    if not _is_same(claim.identity(os.stat(batch.drop)), batch.record.identity):
+    if not _is_same(FileIdentity.of(os.stat(batch.drop)), batch.record.identity):
         warnings.append(
             "the dropped file was written to after it was validated; the answers are for what it held then"
         )

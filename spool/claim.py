@@ -7,7 +7,7 @@ took though it is no regular file (swapped in after the look) is a claimed batch
 Steps, each durable before the next; a crash between two leaves what recover.py knows how to finish:
  1. work/<instance>/<batch_id>~1/record.json says what is about to be claimed (the drop is still in the inbox)
  2. rename inbox/NAME -> drop.jsonl beside it (the claim)
- 3. the sidecar that was read is unlinked, if that same inode still stands there
+ 3. the sidecar that was read is unlinked, if that same file still stands there
  4. out/status.json is renamed to a free name in outbox/ (the user sees the batch)
 """
 
@@ -58,6 +58,7 @@ def claim(
         daemon, or withdrawn by its user).
 
     Raises:
+        BatchGone: the claim's folder was adopted by another daemon, which took us for dead.
         PermissionError: this user may not move it.
         OSError: it could not be claimed; the drop stands where it stood, or the next recovery finishes the
             claim.
@@ -90,7 +91,12 @@ def finish(batch: Batch) -> None:
 
 
 def _take(batch: Batch, drop: Path, beside: int) -> bool:
-    """Steps 1 and 2; False where the drop is gone, and nothing is left of the claim then."""
+    """Steps 1 and 2; False where the drop is gone, and nothing is left of the claim then.
+
+    Raises:
+        BatchGone: the claim's folder was adopted by another daemon, which took us for dead.
+        OSError: it could not be claimed.
+    """
     try:
         files.make_folder(batch.folder)
         write_record(batch.folder, batch.record, "claim.record")
@@ -114,26 +120,26 @@ def _new_record(relative: Path, beside: int, now: float, defaults: Defaults) -> 
     if not stat.S_ISREG(facts.st_mode):
         return None
     _must_be_movable(facts, beside)
-    wishes, inode, problem = Sidecar(), None, None
+    wishes, read_from, problem = Sidecar(), None, None
     name = Path(layout.sidecar_of(relative).name)
     try:
         found = sidecar.read(name, defaults.parse_window, beside)
         if found:
-            wishes, inode = found
+            wishes, read_from = found
     except SidecarError as error:
         problem = str(error)
         with suppress(OSError):
             bad = os.lstat(name, dir_fd=beside)
-            inode = (bad.st_dev, bad.st_ino) if stat.S_ISREG(bad.st_mode) else None
+            read_from = FileIdentity.of(bad) if stat.S_ISREG(bad.st_mode) else None
     window_s = defaults.window_s if wishes.completion_window is None else wishes.completion_window
     return Record(
         batch_id=layout.new_batch_id(now),
         drop=layout.readable(relative),
         drop_path=layout.exact(relative),
-        identity=identity(facts),
+        identity=FileIdentity.of(facts),
         sidecar=wishes,
         sidecar_error=problem,
-        sidecar_inode=inode,
+        sidecar_identity=read_from,
         submitted_at=now,
         deadline_at=now + window_s,
         history=(
@@ -157,17 +163,6 @@ def _must_be_movable(facts: os.stat_result, beside: int) -> None:
         raise PermissionError(errno.EACCES, message)
 
 
-def identity(facts: os.stat_result) -> FileIdentity:
-    """What is compared to notice a writer that goes on."""
-    return FileIdentity(
-        device=facts.st_dev,
-        inode=facts.st_ino,
-        size_bytes=facts.st_size,
-        mtime_ns=facts.st_mtime_ns,
-        ctime_ns=facts.st_ctime_ns,
-    )
-
-
 def _win(drop: Path, batch: Batch, beside: int) -> bool:
     try:
         files.rename_durable(drop, batch.drop, "claim.drop", source_folder=beside)
@@ -178,18 +173,22 @@ def _win(drop: Path, batch: Batch, beside: int) -> bool:
 
 
 def _unlink_sidecar(batch: Batch) -> None:
-    """Unlink the sidecar that was read, if that same file still stands there and the batch is still ours.
+    """Unlink the sidecar that was read, if that same file still stands there; another is the next drop's.
 
     One that may not be unlinked, its folder was closed since say, is told and left: the batch goes on.
+
+    Raises:
+        BatchGone: the batch was adopted by another daemon.
     """
-    if batch.record.sidecar_inode is None:
+    if batch.record.sidecar_identity is None:
         return
     stood = layout.sidecar_of(layout.from_exact(batch.record.drop_path))
     try:
         beside = files.open_folder(batch.home.inbox, stood.parent)
         try:
             facts = os.lstat(stood.name, dir_fd=beside)
-            if (facts.st_dev, facts.st_ino) == batch.record.sidecar_inode:
+            # An inode's number comes back, and `cp` writes into the file that stands there.
+            if FileIdentity.of(facts) == batch.record.sidecar_identity:
                 os.unlink(stood.name, dir_fd=beside)
         finally:
             os.close(beside)

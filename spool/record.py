@@ -6,6 +6,7 @@ Times are Unix seconds. A format number that this version does not know is refus
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -76,13 +77,24 @@ class Event(Frozen):
 
 
 class FileIdentity(Frozen):
-    """What stat said of a file, to notice a writer that goes on after the claim."""
+    """What stat said of a file, to notice a writer that goes on after the claim, or another in its place."""
 
     device: int
     inode: int
     size_bytes: int
     mtime_ns: int
     ctime_ns: int
+
+    @classmethod
+    def of(cls, facts: os.stat_result) -> FileIdentity:
+        """What these facts say."""
+        return cls(
+            device=facts.st_dev,
+            inode=facts.st_ino,
+            size_bytes=facts.st_size,
+            mtime_ns=facts.st_mtime_ns,
+            ctime_ns=facts.st_ctime_ns,
+        )
 
 
 class Sidecar(Frozen):
@@ -121,12 +133,14 @@ class Record(Frozen):
         drop: the drop's path relative to inbox/, readable (bytes that are no UTF-8 are escaped).
         drop_path: the same, exact: percent-encoded bytes.
         sidecar_error: why the sidecar could not be used; the batch fails with it.
-        sidecar_inode: (device, inode) of the sidecar to unlink after the claim, if one was read.
+        sidecar_identity: of the sidecar to unlink after the claim, if one was read; it is not renamed, so
+            that its ctime counts as well.
         outbox_name: the folder in outbox/ that is tried or taken; None before the first try.
         submitted_at: time of the claim.
         deadline_at: when what is unfinished expires.
         runs: runs begun; numbers the attempts of shards.
-        crashes: unclean adoptions in a row without a new part or a new attempt.
+        crashes: unclean adoptions in a row, counted from the last that found a new part or a new attempt;
+            that one is the first.
         parts: parts seen at the last unclean adoption.
         attempts: digest of the attempts seen there; narrowing a poison down brings no parts.
         cancel_requested_at: when the user's cancel was seen.
@@ -140,7 +154,7 @@ class Record(Frozen):
     identity: FileIdentity
     sidecar: Sidecar = Sidecar()
     sidecar_error: str | None = None
-    sidecar_inode: tuple[int, int] | None = None
+    sidecar_identity: FileIdentity | None = None
     outbox_name: str | None = None
     status: Status = Status.VALIDATING
     phase: Phase = Phase.VALIDATING

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from spool import files, layout
 from spool.errors import SidecarError
-from spool.record import Sidecar
+from spool.record import FileIdentity, Sidecar
 
 # 16 pairs of 64 + 512 characters fit many times over.
 MAX_BYTES = 64 << 10
@@ -89,7 +89,7 @@ for _tag, _pattern, _first in (
 _Loader.add_constructor("tag:yaml.org,2002:float", _number)
 
 
-def read(path: Path, parse_window: Any, folder: int | None = None) -> tuple[Sidecar, tuple[int, int]] | None:
+def read(path: Path, parse_window: Any, folder: int | None = None) -> tuple[Sidecar, FileIdentity] | None:
     """The sidecar at a path.
 
     Args:
@@ -98,7 +98,7 @@ def read(path: Path, parse_window: Any, folder: int | None = None) -> tuple[Side
         folder: a descriptor of the folder that a relative path starts from.
 
     Returns:
-        The wishes and the (device, inode) they were read from; None where no sidecar stands.
+        The wishes and what they were read from; None where no sidecar stands.
 
     Raises:
         SidecarError: it stands there and cannot be used.
@@ -118,7 +118,7 @@ def read(path: Path, parse_window: Any, folder: int | None = None) -> tuple[Side
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise SidecarError(f"the sidecar is larger than {MAX_BYTES} bytes")
-    return parse(content, parse_window), (facts.st_dev, facts.st_ino)
+    return parse(content, parse_window), FileIdentity.of(facts)
 
 
 def parse(content: bytes, parse_window: Any) -> Sidecar:

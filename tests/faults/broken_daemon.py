@@ -14,6 +14,7 @@ from pathlib import Path
 from daemon import main
 from spool import claim
 from spool.batch import Batch
+from spool.record import FileIdentity
 from tests.faults import light_daemon
 
 # Between two steps of the claim: a slow disk.
@@ -29,7 +30,7 @@ def check_then_create(drop: Path, batch: Batch, beside: int) -> bool:
     drop.unlink(missing_ok=True)
     time.sleep(PAUSE_S)
     batch.drop.write_bytes(content)
-    batch.save(identity=claim.identity(os.lstat(batch.drop)))
+    batch.save(identity=FileIdentity.of(os.lstat(batch.drop)))
     return True
 
 

@@ -74,6 +74,40 @@ def test_a_sidecar_is_read_and_unlinked(tmp_path: Path) -> None:
     assert (shown.expires_at, shown.completion_window, shown.metadata) == (4600, "1h", {"team": "a"})
 
 
+def _at_once(target: Path) -> None:
+    """A new sidecar stands there before the old one is unlinked, after a crash say."""
+    target.write_text("pool: dedicated")
+
+
+def _by_rename(target: Path) -> None:
+    (target.parent / "new").write_text("pool: dedicated")
+    (target.parent / "new").replace(target)
+
+
+def _by_copy(target: Path) -> None:
+    """As `cp -p` of one template does it: the same inode, size and modification time."""
+    facts = target.stat()
+    target.write_text("pool: auto")
+    os.utime(target, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+@pytest.mark.parametrize("replace", [_at_once, _by_rename, _by_copy])
+def test_a_sidecar_that_was_replaced_is_the_next_drops(
+    tmp_path: Path, replace: Callable[[Path], None]
+) -> None:
+    """Known by its inode alone, one that was written over was unlinked, and so its wishes were lost."""
+    home, instance = spools.make(tmp_path)
+    target = home.inbox / "jan.batch.yaml"
+    target.write_text("pool: spot")
+    (home.inbox / "jan.jsonl").touch()
+    batch = claim.claim(home, instance, Path("jan.jsonl"), 1000.0, spools.DEFAULTS)
+    assert batch
+    replace(target)
+    claim.finish(batch)
+    assert batch.record.sidecar.pool == "spot"
+    assert os.listdir(home.inbox) == ["jan.batch.yaml"]
+
+
 def test_a_sidecar_that_cannot_be_removed_is_told_and_holds_up_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
