@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,8 +39,7 @@ def write(batch: Path, shard: int, suspects: Mapping[int, Suspect]) -> None:
     Raises:
         FileNotFoundError: the batch was adopted by another daemon.
     """
-    with suppress(FileExistsError):
-        files.make_folder(batch / FOLDER)
+    files.ensure_folder(batch / FOLDER)
     rows = (b"%d\t%d\t%d\n" % (line, *suspect) for line, suspect in suspects.items())
     files.write_durable(_path(batch, shard), b"".join(rows), step="attempts")
 

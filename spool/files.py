@@ -13,6 +13,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -137,7 +138,7 @@ def durable(target: Path, mode: int = 0o600, step: Step | None = None) -> Iterat
 
     Raises:
         FileNotFoundError: the folder is gone.
-        OSError: nothing was written to the target.
+        OSError: the target is as it was, or its new content may be lost by a power cut.
     """
     with _replacing(target, target.parent, mode, step) as file:
         yield file
@@ -239,6 +240,21 @@ def make_folder(folder: Path, mode: int = 0o700, *, is_durable: bool = True) -> 
     os.chmod(folder, mode)  # mkdir obeys the umask, chmod does not
     if is_durable:
         fsync_folder(folder.parent)
+
+
+@lru_cache(maxsize=1024)
+def ensure_folder(folder: Path) -> None:
+    """Have a private folder, durably, whoever makes it: one that stands may be of a maker that was killed.
+
+    What succeeded is remembered, so that this costs a process one fsync for each folder.
+
+    Raises:
+        FileNotFoundError: its parent is gone.
+    """
+    with suppress(FileExistsError):
+        os.mkdir(folder)
+    os.chmod(folder, 0o700)
+    fsync_folder(folder.parent)
 
 
 def remove_temporaries(folders: Iterable[Path]) -> None:

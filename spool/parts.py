@@ -129,8 +129,7 @@ def write(batch: Path, shard: int, attempt: int, results: Iterable[Result]) -> P
     name = PartName(shard, attempt, completed, len(rows) - completed, tokens, shared)
     folder = _folder(batch, shard)
     if folder.name != FOLDER:
-        with suppress(FileExistsError):
-            files.make_folder(folder)  # of an adopted batch the parent is gone as well
+        files.ensure_folder(folder)  # of an adopted batch the parent is gone as well
     files.write_durable(folder / str(name), b"".join(rows), step="part")
     return name
 

@@ -1,7 +1,7 @@
 """The plan of a batch: its shards, made while the file is validated and never changed after.
 
-`plan/shards.jsonl` holds one shard a line, in the order in which they should run. `input.jsonl` beside it
-holds one request a line, in the file's order and without blank lines; a line that `on_invalid: skip`
+`plan/shards.jsonl` holds one shard a line, in the order in which they should run. `input.jsonl` beside
+`plan/` holds one request a line, in the file's order and without blank lines; a line that `on_invalid: skip`
 refused stands there empty, so that every request keeps its index.
 
 Where requests do not run in the file's order, `plan/order.bin` holds an entry for each, in the order in which

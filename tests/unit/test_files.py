@@ -168,3 +168,35 @@ def test_temporaries_of_killed_writers_are_removed(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     files.remove_temporaries([tmp_path, tmp_path / "absent"])
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_folder_that_another_made_is_made_durable_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its maker may have been killed before that; a process asks the disk once, whatever it writes there."""
+    (tmp_path / "a").mkdir()
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "fsync_folder", synced.append)
+    for _ in range(3):
+        files.ensure_folder(tmp_path / "a")
+        files.ensure_folder(tmp_path / "b")
+    assert synced == [tmp_path, tmp_path]
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in "ab"] == [0o700, 0o700]
+
+
+def test_a_folder_that_could_not_be_made_durable_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what succeeded is remembered."""
+    calls: list[Path] = []
+
+    def fail_once(folder: Path) -> None:
+        calls.append(folder)
+        if len(calls) == 1:
+            raise OSError(errno.EIO, "injected")
+
+    monkeypatch.setattr(files, "fsync_folder", fail_once)
+    with pytest.raises(OSError, match="injected"):
+        files.ensure_folder(tmp_path / "a")
+    files.ensure_folder(tmp_path / "a")
+    assert len(calls) == 2
