@@ -84,19 +84,24 @@ class Batch:
         """Whether our folder stands in the outbox; it may be gone, and another batch may have its name."""
         if self.record.outbox_name is None or (self.folder / "out").exists():
             return False
-        is_ours = self._is_ours()
+        is_ours = self._is_ours(self.record.outbox_name)
         # Every other batch's folder has a status.json from its first instant.
         return self.outbox.is_dir() if is_ours is None else is_ours
 
-    def _is_ours(self) -> bool | None:
-        """Whether the folder of our name in the outbox is this batch's; None where no status.json says so."""
+    def _is_ours(self, name: str) -> bool | None:
+        """Whether the folder of a name in the outbox is this batch's; None where no status.json says so."""
+        shown = self._read_shown(name)
+        return None if shown is None else shown.get("id") == self.id
+
+    def _read_shown(self, name: str) -> dict[str, Any] | None:
+        """The status.json in the folder of a name in the outbox; empty where it is none of a batch's."""
         try:
-            shown = orjson.loads(files.read_regular(self.outbox / layout.STATUS_FILE))
+            shown = orjson.loads(files.read_regular(self.home.outbox / name / layout.STATUS_FILE))
         except (FileNotFoundError, files.NotRegular, orjson.JSONDecodeError):
             return None
         except NotADirectoryError:
-            return False
-        return isinstance(shown, dict) and shown.get("id") == self.id
+            return {}
+        return shown if isinstance(shown, dict) else {}
 
     def save(self, **changes: Any) -> None:
         """Make a changed record durable.
@@ -151,11 +156,31 @@ class Batch:
     def _place(self, progress: status.Progress | None) -> bool:
         """Rename out/, with status.json in it, to the first free name.
 
-        Each name is recorded before it is tried. The source is unique, so after a crash the folder tells:
-        while out/ stands here, the rename did not happen.
+        The source is unique, so after a crash the folder tells: while out/ stands here, the rename did not
+        happen.
 
         Returns:
             False where our folder stands there after all: a network filesystem did not show it for a while.
+        """
+        out = self._make_out()
+        before = self.record.outbox_name
+        relative = layout.from_exact(self.record.drop_path)
+        numbered = (layout.outbox_name(relative, attempt) for attempt in itertools.count(1))
+        # The name on record first: our folder may stand there, though it cannot be seen now.
+        for name in itertools.chain([before] if before else [], numbered):
+            is_free = not os.path.lexists(self.home.outbox / name)
+            if is_free and self._move_out(out, name, progress):
+                return True
+            if name == before and self._is_ours(name):
+                shutil.rmtree(out)
+                return False
+        raise AssertionError
+
+    def _make_out(self) -> Path:
+        """The folder that is to become the one in the outbox.
+
+        Raises:
+            BatchGone: the batch was adopted by another daemon.
         """
         out = self.folder / "out"
         try:
@@ -164,52 +189,60 @@ class Batch:
         except FileNotFoundError as error:
             raise BatchGone(f"{self.id} was adopted by another daemon") from error
         files.remove_temporaries([out])  # of a writer that was killed here: the folder becomes public
-        relative = layout.from_exact(self.record.drop_path)
-        before = self.record.outbox_name
-        for attempt in itertools.count(1):
-            name = layout.outbox_name(relative, attempt)
-            if os.path.lexists(self.home.outbox / name):
-                if name == before and self._is_ours():
-                    shutil.rmtree(out)
-                    return False
-                continue
+        return out
+
+    def _move_out(self, out: Path, name: str, progress: status.Progress | None) -> bool:
+        """Rename out/ to a name, which is recorded first; False where it was taken since we looked.
+
+        Raises:
+            BatchGone: the batch was adopted by another daemon.
+        """
+        if name != self.record.outbox_name:
             self.save(outbox_name=name)
-            content = status.render(self.record, self.instance, progress)
-            try:
-                files.write_durable(out / layout.STATUS_FILE, content, self._mode)
-            except FileNotFoundError as error:
-                raise BatchGone(f"{self.id} was adopted by another daemon") from error
-            # A folder may be listed by whoever may read the files in it.
-            os.chmod(out, 0o700 | self.mode | (self.mode & 0o444) >> 2)
-            try:
-                files.rename_durable(out, self.outbox, "place")
-            except OSError as error:
-                is_taken = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
-                if is_taken and os.path.lexists(self.outbox):
-                    if name == before and self._is_ours():
-                        shutil.rmtree(out)
-                        return False
-                    continue  # since we looked
-                raise
-            return True
-        raise AssertionError
+        content = status.render(self.record, self.instance, progress)
+        try:
+            files.write_durable(out / layout.STATUS_FILE, content, self._mode)
+        except FileNotFoundError as error:
+            raise BatchGone(f"{self.id} was adopted by another daemon") from error
+        # A folder may be listed by whoever may read the files in it.
+        os.chmod(out, 0o700 | self.mode | (self.mode & 0o444) >> 2)
+        try:
+            files.rename_durable(out, self.outbox, "place")
+        except OSError as error:
+            is_taken = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+            if is_taken and os.path.lexists(self.outbox):
+                return False
+            raise
+        return True
 
     def discard(self) -> None:
         """Remove the folder of a claim that was lost; never one that holds a drop after all.
 
         A drop that cannot be seen for a while, as on a network filesystem, keeps its folder from being
-        removed; such a folder keeps its record, and is adopted.
+        removed; such a folder keeps its record, and is adopted. The record steps aside meanwhile instead of
+        being unlinked, so that a kill in between costs it nothing: `take_back_record` is the way back.
         """
-        with suppress(OSError, BatchGone):
+        with suppress(OSError):
             files.remove_temporaries([self.folder])
             if set(os.listdir(self.folder)) <= {layout.RECORD_FILE}:
                 with suppress(FileNotFoundError):
-                    os.unlink(self.folder / layout.RECORD_FILE)
+                    os.rename(self.folder / layout.RECORD_FILE, layout.record_aside(self.folder))
                 try:
                     os.rmdir(self.folder)
                 except OSError:
-                    write_record(self.folder, self.record)
+                    take_back_record(self.folder)
                     raise
+                os.unlink(layout.record_aside(self.folder))
+
+
+def take_back_record(folder: Path) -> None:
+    """Put a record back that stepped aside while it was found out whether its folder could be removed.
+
+    Raises:
+        OSError: it is still there, aside.
+    """
+    with suppress(FileNotFoundError):  # there is none, or no folder any more
+        os.rename(layout.record_aside(folder), folder / layout.RECORD_FILE)
 
 
 def write_record(folder: Path, record: Record, step: Step = "record") -> None:

@@ -128,6 +128,11 @@ def batch_folder(instance: Path, batch_id: str, epoch: int) -> Path:
     return instance / f"{batch_id}~{epoch}"
 
 
+def record_aside(folder: Path) -> Path:
+    """Where the record of a batch is while its folder is being removed; no batch's folder is named so."""
+    return folder.with_name(f"{folder.name}.{RECORD_FILE}")
+
+
 def parse_batch_folder(name: str) -> tuple[str, int] | None:
     """(batch_id, epoch) of a folder in work/<instance>/; None for anything else."""
     match = _BATCH_FOLDER.fullmatch(name)

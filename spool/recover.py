@@ -7,6 +7,8 @@ one wins, and the old owner finds its paths gone. What the folder holds says wha
 
     no record.json, no drop.jsonl   a claim that had not begun          removed
     record.json, no drop.jsonl      a claim that was lost or cut off    removed; the drop stands in the inbox
+    record.json beside the folder   such a removal was cut off          put back into it, and looked at again
+    drop.jsonl, no record.json      none of ours                        left where it is, loudly
     drop.jsonl, no plan in record   claimed, maybe not validated        the claim's last steps, validated anew
     drop.jsonl is no regular file   swapped in at the claim             as above: validation fails it
     a plan in the record            valid                               queued; parts that exist are done
@@ -22,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from spool import attempts, control, failpoints, files, layout, lease, parts, plan
-from spool.batch import Batch, read_final, read_record
+from spool.batch import Batch, read_final, read_record, take_back_record
 from spool.errors import BatchGone, RecordUnknown
 from spool.record import Phase
 
@@ -88,6 +90,7 @@ def _adopt_one(home: layout.Layout, theirs: Path, ours: Path, mode: int) -> Batc
     path gone, and can no longer move a drop into a folder that is about to be removed.
     """
     has_record = True
+    take_back_record(theirs)  # a removal was cut off
     try:
         read_record(theirs)  # of another version: left where it is
         read_final(theirs)

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -390,6 +391,80 @@ def test_a_name_that_another_batch_took_is_left_to_it(tmp_path: Path) -> None:
     publish.archive(first)
     assert _status(second).status == "validating"
     assert sorted(os.listdir(home.outbox / "jan.2")) == ["output.jsonl", "status.json"]
+
+
+def test_our_folder_is_looked_for_under_its_own_name_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`jan` is free again while our `jan.2` cannot be seen: the batch once got a second folder, as `jan`."""
+    home, instance = spools.make(tmp_path)
+    first, second = (spools.claimed(home, instance) for _ in range(2))
+    shutil.rmtree(first.outbox)
+    assert second.outbox.name == "jan.2"
+
+    def hiding(plain: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:
+        def look(path: str | Path, **more: Any) -> os.stat_result:
+            if second.outbox in (Path(path), *Path(path).parents):
+                raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+            return plain(path, **more)
+
+        return look
+
+    with monkeypatch.context() as patch:
+        for call in ("stat", "lstat"):
+            patch.setattr(os, call, hiding(getattr(os, call)))
+        with pytest.raises(OSError, match="not empty"):
+            second.show()
+    second.show()
+    assert os.listdir(home.outbox) == ["jan.2"]
+    assert not (second.folder / "out").exists()
+
+
+class Killed(BaseException):
+    """The end of a process, which no handler of errors sees."""
+
+
+def test_a_lost_claim_whose_drop_is_hidden_keeps_its_record_through_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before its folder is tried: a drop without a record was left alone for ever, loudly."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.claimed(home, instance)
+
+    def rmdir(path: Path) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", lambda path: [layout.RECORD_FILE])
+        patch.setattr(os, "rmdir", rmdir)
+        with pytest.raises(Killed):
+            batch.discard()
+    assert sorted(os.listdir(batch.folder)) == [layout.DROP_FILE]
+    (adopted,), reports = _adopt(home, instance)
+    assert (adopted.id, adopted.has_drop, reports) == (batch.id, True, [])
+    assert os.listdir(instance) == []
+
+
+def test_a_lost_claim_whose_drop_is_hidden_keeps_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder cannot be removed, and so is as it was."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.claimed(home, instance)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", lambda path: [layout.RECORD_FILE])
+        batch.discard()
+    assert sorted(os.listdir(batch.folder)) == [layout.DROP_FILE, layout.RECORD_FILE]
+    assert os.listdir(instance) == [batch.folder.name]
+
+
+def test_a_claim_that_was_lost_leaves_nothing(tmp_path: Path) -> None:
+    """Neither a folder nor its record."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.claimed(home, instance)
+    batch.drop.unlink()
+    batch.discard()
+    assert os.listdir(instance) == []
 
 
 def test_results_that_vanish_before_the_end_are_not_called_complete(tmp_path: Path) -> None:
