@@ -1,7 +1,8 @@
 """Hooks: a command of the operator's is told that a batch has ended, with the path of its status.json.
 
-It is told at least once: a daemon that dies meanwhile tells it again after its next start. There is no shell:
-what a user puts into a file's name is but an argument.
+It is told at least once: a daemon that dies meanwhile tells it again after its next start. The path is where
+the end was shown, and its user may have taken the folder away since. There is no shell: what a user puts into
+a file's name is but an argument.
 """
 
 from __future__ import annotations

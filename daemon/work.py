@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from daemon import logs
 from daemon.held import Outcome
 from pipeline import merge, validate
 from spool import files, publish
@@ -21,6 +22,8 @@ from spool.status import Progress
 
 # The results of fewer are merged within some milliseconds.
 SHOWN_REQUESTS = 1000
+
+_log = logs.get()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +99,12 @@ def finish(batch: Batch, outcome: Outcome, progress: Progress, now: Callable[[],
         publish.commit(batch, _decide(batch, outcome, now))
     assert batch.final is not None
     try:
-        publish.publish(batch)
+        left = publish.publish(batch)
     except ResultsLost:
         _merge_again(batch, batch.final)
-        publish.publish(batch)
+        left = publish.publish(batch)
+    if left:
+        _log.warning("partial_not_removed", batch=batch.id, outbox=str(batch.outbox), error=str(left))
     return batch.final
 
 

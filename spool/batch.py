@@ -88,6 +88,12 @@ class Batch:
         # Every other batch's folder has a status.json from its first instant.
         return self.outbox.is_dir() if is_ours is None else is_ours
 
+    @property
+    def shown_status(self) -> object:
+        """The status that the outbox shows of this batch; None where nothing there is known to be its own."""
+        shown = self._read_shown(self.record.outbox_name) if self.record.outbox_name else None
+        return shown.get("status") if shown and shown.get("id") == self.id else None
+
     def _is_ours(self, name: str) -> bool | None:
         """Whether the folder of a name in the outbox is this batch's; None where no status.json says so."""
         shown = self._read_shown(name)
@@ -147,7 +153,13 @@ class Batch:
         content = status.render(self.record, self.instance, progress, final)
         step: Step = "publish.status" if final else "status"
         try:
-            files.write_out(self.folder, self.outbox / layout.STATUS_FILE, content, self._mode, step)
+            # The mark costs no fsync: a kill takes nothing back, and a journal keeps the order of changes, so
+            # that a power cut leaves no later removal of a user's without it. On a filesystem that keeps no
+            # order it may go alone; then a batch whose folder was taken is published once more.
+            mark = self.folder / layout.PUBLISHED_FILE if final else None
+            files.write_out(
+                self.folder, self.outbox / layout.STATUS_FILE, content, self._mode, step, mark=mark
+            )
         except FileNotFoundError as error:
             if not self.folder.is_dir():
                 raise BatchGone(f"{self.id} was adopted by another daemon") from error

@@ -23,7 +23,8 @@ What the next start does, by the step that was cut off:
     final             before: as merge.output; after: rolled forward to this outcome, never decided again
     publish.output    before: moved by the next start; after: found moved, left alone
     publish.errors    as publish.output
-    publish.status    before: its results stand in the outbox, it is shown as ended; after: only archived
+    publish.status    before: its results stand in the outbox, it is shown as ended; after: only archived,
+                      also where its user took the folder away since
     archive           before: what a running batch needs is gone, the rename is left; after: nothing is
     adopt             before: the dead daemon still holds it; after: ours, adopted from us next time, and
                       counted again

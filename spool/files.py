@@ -174,7 +174,15 @@ def write_durable(target: Path, content: bytes, mode: int = 0o600, step: Step | 
         file.write(content)
 
 
-def write_out(folder: Path, target: Path, content: bytes, mode: int, step: Step | None = None) -> None:
+def write_out(
+    folder: Path,
+    target: Path,
+    content: bytes,
+    mode: int,
+    step: Step | None = None,
+    *,
+    mark: Path | None = None,
+) -> None:
     """Write a file in a private folder and rename it out of there, durably: it is whole at every instant.
 
     The private folder is not made durable: what a power loss brings back there is a temporary file.
@@ -185,6 +193,7 @@ def write_out(folder: Path, target: Path, content: bytes, mode: int, step: Step 
         content: its bytes.
         mode: permission bits.
         step: its name among the crash points.
+        mark: an empty file to be made as soon as the target stands, and not durably.
 
     Raises:
         FileNotFoundError: one of the folders is gone.
@@ -192,8 +201,17 @@ def write_out(folder: Path, target: Path, content: bytes, mode: int, step: Step 
     """
     with _replacing(target, folder, mode, step) as file:
         file.write(content)
+    if mark:
+        # Before the wait for the disk: whoever reads the target may act on it meanwhile.
+        touch(mark)
     fsync_folder(target.parent)
     failpoints.reach(step, "after")
+
+
+def touch(mark: Path) -> None:
+    """Make an empty file, where that is possible: a mark is a precaution, and stops nothing."""
+    with suppress(OSError):
+        os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def rename_durable(

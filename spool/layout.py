@@ -25,6 +25,8 @@ ERRORS_FILE = "errors.jsonl"
 RECORD_FILE = "record.json"
 FINAL_FILE = "final.json"
 DROP_FILE = "drop.jsonl"
+# Empty; stands once the end of the batch was shown.
+PUBLISHED_FILE = "published"
 
 _TEMPORARY_SUFFIXES = (".tmp", ".part", ".partial", ".filepart", ".crdownload", ".swp", "~")
 _BATCH_FOLDER = re.compile(r"(batch_[0-9a-z]+)~(\d+)")

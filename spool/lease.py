@@ -69,8 +69,7 @@ class Lease:
 
     def release(self) -> None:
         """End the instance in order; what it still holds is adopted by the next start, and is no crash."""
-        with suppress(OSError):  # a full disk must not keep the lease from being given back
-            os.close(os.open(self.folder / CLEAN_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        files.touch(self.folder / CLEAN_FILE)  # a full disk must not keep the lease from being given back
         with suppress(OSError):  # the end of this process ends it as well
             self._lease.release()
         _remove_if_empty(self.folder)

@@ -7,15 +7,29 @@ stand in output.jsonl (flag 1) or errors.jsonl. The folder is gone before the st
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from spool import parts
+from spool import files, parts
 
 FOLDER = "partial"
+# What does not pass by itself. A whole filesystem that is read-only for a while keeps status.json from being
+# written as well, so that all is tried again.
+_IN_THE_WAY = frozenset(
+    {
+        errno.EPERM,
+        errno.EACCES,
+        errno.EBUSY,
+        errno.EROFS,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ENOTEMPTY,
+        errno.EEXIST,
+    }
+)
 
 
 def show(batch: Path, outbox: Path, names: Iterable[parts.PartName], mode: int) -> None:
@@ -32,9 +46,13 @@ def show(batch: Path, outbox: Path, names: Iterable[parts.PartName], mode: int) 
         OSError: they cannot be linked, as on a filesystem without hard links.
     """
     folder = outbox / FOLDER
-    with suppress(FileExistsError):
-        os.mkdir(folder)
-        os.chmod(folder, 0o700 | mode | (mode & 0o444) >> 2)
+    if not os.path.lexists(folder):
+        # Made in the batch's own folder, which is the fence: an owner that was adopted leaves nothing.
+        own = batch / FOLDER
+        with suppress(FileExistsError):
+            os.mkdir(own)
+        os.chmod(own, 0o700 | mode | (mode & 0o444) >> 2)
+        os.rename(own, folder)
     for name in names:
         part = parts.path_of(batch, name)
         os.chmod(part, mode & 0o444)  # its own folder stays private, and parts never change
@@ -42,7 +60,40 @@ def show(batch: Path, outbox: Path, names: Iterable[parts.PartName], mode: int) 
             os.link(part, folder / str(name))
 
 
-def clear(outbox: Path) -> None:
-    """Take them away: the batch is about to end."""
-    with suppress(FileNotFoundError):
-        shutil.rmtree(outbox / FOLDER)
+def clear(outbox: Path) -> OSError | None:
+    """Take them away: the batch is about to end.
+
+    Returns:
+        Why something is left that only a person can remove, such as a mount, an immutable file or a folder
+        that another put there; None if all is gone.
+
+    Raises:
+        OSError: to be tried again.
+    """
+    try:
+        inside = files.open_folder(outbox, Path(FOLDER))  # follows no link, and waits for no FIFO's writer
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return _left([error])
+    problems = []
+    try:
+        for name in os.listdir(inside):
+            try:
+                os.unlink(name, dir_fd=inside)
+            except OSError as error:
+                problems.append(error)
+    finally:
+        os.close(inside)
+    try:
+        os.rmdir(outbox / FOLDER)
+    except OSError as error:
+        problems.append(error)
+    return _left(problems)
+
+
+def _left(problems: list[OSError]) -> OSError | None:
+    for problem in problems:
+        if problem.errno not in _IN_THE_WAY:
+            raise problem
+    return problems[0] if problems else None

@@ -421,7 +421,7 @@ def _check_room(here: Path) -> Finding:
         )
     if facts.f_files and facts.f_favail < LOW_INODES:
         return Finding(
-            "WARN", name, found, "a batch takes about 12 while it runs, and 4 in archive/: make room"
+            "WARN", name, found, "a batch takes about 12 while it runs, and 5 in archive/: make room"
         )
     return Finding("ok", name, found)
 

@@ -5,7 +5,8 @@ recovery only rolls forward. Each step of `publish` and `archive` looks at what 
 off anywhere and run again:
  1. merged/output.jsonl, merged/errors.jsonl -> outbox/NAME/        a name missing here was moved already
  2. a cancel that came too late is refused, with the reason in cancel.refused; partial/ is removed
- 3. status.json becomes terminal, last
+ 3. status.json becomes terminal, last, and the mark `published` is made: from here on the folder in the
+    outbox is its user's, who may take it away
  4. what only a running batch needs is removed, and the folder is renamed into archive/
 """
 
@@ -13,8 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
-
-import orjson
+from contextlib import suppress
 
 from spool import control, files, layout, partial
 from spool.batch import Batch
@@ -24,7 +24,8 @@ from spool.record import FileFacts, Final, Status
 
 MERGED_FOLDER = "merged"
 # Of a batch that has ended, in archive/.
-_KEPT = {layout.DROP_FILE, layout.RECORD_FILE, layout.FINAL_FILE}
+# The mark stays, so that there is no step between its end and the rename; it costs an inode.
+_KEPT = {layout.DROP_FILE, layout.RECORD_FILE, layout.FINAL_FILE, layout.PUBLISHED_FILE}
 
 
 def commit(batch: Batch, final: Final) -> None:
@@ -42,8 +43,11 @@ def commit(batch: Batch, final: Final) -> None:
     batch.final = final
 
 
-def publish(batch: Batch) -> None:
-    """Show the results of a committed batch, then its end.
+def publish(batch: Batch) -> OSError | None:
+    """Show the results of a committed batch, then its end; what was shown once is never shown again.
+
+    Returns:
+        Why something was left in partial/; mostly None. An end matters more than a leftover.
 
     Raises:
         BatchGone: the batch was adopted by another daemon.
@@ -52,15 +56,16 @@ def publish(batch: Batch) -> None:
     """
     final = batch.final
     assert final is not None, "only a committed batch is published"
-    if _is_shown(batch):
-        return
+    if _is_over(batch, final):
+        return None
     if not batch.is_placed:
         batch.show()  # not terminal: the results come first
     _publish(batch, layout.OUTPUT_FILE, final.output, "publish.output")
     _publish(batch, layout.ERRORS_FILE, final.errors_file, "publish.errors")
     _answer_cancel(batch, final)
-    partial.clear(batch.outbox)
+    left = partial.clear(batch.outbox)
     batch.show(final=final)
+    return left
 
 
 def archive(batch: Batch) -> None:
@@ -92,16 +97,19 @@ def _answer_cancel(batch: Batch, final: Final) -> None:
         control.refuse_cancel(batch.outbox, f"the batch had already ended as {final.outcome}: {final.reason}")
 
 
-def _is_shown(batch: Batch) -> bool:
-    """Whether the outbox shows the end already: a terminal status.json never changes, nor its instance."""
-    if not batch.is_placed:
+def _is_over(batch: Batch, final: Final) -> bool:
+    """Whether the end was shown already: a terminal status.json never changes, nor its instance."""
+    mark = batch.folder / layout.PUBLISHED_FILE
+    shown = batch.shown_status
+    if shown is None:  # its user has taken it, or it was never there
+        return mark.exists()
+    if shown != final.outcome:
         return False
-    try:
-        shown = orjson.loads(files.read_regular(batch.outbox / layout.STATUS_FILE))
-    except (OSError, orjson.JSONDecodeError):
-        return False
-    assert batch.final is not None
-    return isinstance(shown, dict) and shown.get("status") == batch.final.outcome
+    # What a kill or an error may have kept from being done between the rename and the end of `Batch.show`.
+    files.touch(mark)
+    with suppress(FileNotFoundError):
+        files.fsync_folder(batch.outbox)
+    return True
 
 
 def _publish(batch: Batch, name: str, facts: FileFacts | None, step: Step) -> None:

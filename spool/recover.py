@@ -13,6 +13,8 @@ one wins, and the old owner finds its paths gone. What the folder holds says wha
     drop.jsonl is no regular file   swapped in at the claim             as above: validation fails it
     a plan in the record            valid                               queued; parts that exist are done
     final.json                      committed                           rolled forward, never decided again
+    published, beside final.json    its end was shown                   archived, also where its user took the
+                                                                        folder in the outbox away since
     a record of another version     not ours to judge                   left where it is, loudly
 """
 

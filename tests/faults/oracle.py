@@ -152,7 +152,12 @@ def _judge_strays(spool: Path, verdict: Verdict) -> None:
     for path in (spool / "inbox").rglob("*.jsonl"):
         verdict.lost.append(f"left in inbox/: {path.name}")
     for folder in (spool / "archive").iterdir():
-        extra = {path.name for path in folder.iterdir()} - {"drop.jsonl", "record.json", "final.json"}
+        extra = {path.name for path in folder.iterdir()} - {
+            "drop.jsonl",
+            "record.json",
+            "final.json",
+            "published",
+        }
         verdict.wrong += [f"left in archive/{folder.name}: {name}" for name in extra]
 
 

@@ -61,7 +61,7 @@ def test_a_line_that_is_taken_away_is_seen_as_lost(nursery: disk_rounds.Nursery,
 def test_a_removal_that_fails_is_tried_again_before_a_batch_is_archived(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing but the drop, the record and the outcome comes into archive/.
+    """Nothing but the drop, the record, the outcome and the mark of its end comes into archive/.
 
     The sweep's ENOSPC at an open left plan/, parts/ or merged/ there for ever: rmtree's errors were ignored.
     """
@@ -79,7 +79,7 @@ def test_a_removal_that_fails_is_tried_again_before_a_batch_is_archived(
         publish.archive(batch)
     publish.archive(batch)
     kept = {path.name for path in (batch.home.archive / batch.id).iterdir()}
-    assert kept == {"drop.jsonl", "record.json", "final.json"}
+    assert kept == {"drop.jsonl", "record.json", "final.json", "published"}
 
 
 def test_a_lease_that_a_power_loss_emptied_is_no_life_sign(tmp_path: Path) -> None:

@@ -104,6 +104,23 @@ def test_what_is_known_of_a_dead_engine_is_on_record_after_its_step_and_not_befo
     assert bool(attempts.digest(batch)) == bool(known)
 
 
+@pytest.mark.parametrize("failpoint", ["publish.status.after", "archive.before"])
+def test_results_that_their_user_took_away_are_not_published_again(
+    nursery: Nursery, tmp_path: Path, failpoint: str
+) -> None:
+    """He may do so once he reads the end; the crash comes before the batch is archived."""
+    home = create.create(tmp_path / "spool")
+    drops = {"big.jsonl": _drops()["big.jsonl"]}
+    (home.inbox / "big.jsonl").write_bytes(drops["big.jsonl"])
+    _process(nursery, tmp_path, failpoint=failpoint)
+    (home.outbox / "big").rename(tmp_path / "mine")
+    _process(nursery, tmp_path)
+    assert list(home.outbox.iterdir()) == []
+    (tmp_path / "mine").rename(home.outbox / "big")
+    verdict = oracle.judge(home.root, drops, expected)
+    assert verdict.is_right, verdict
+
+
 def _endings() -> list[tuple[Ending, str]]:
     return [
         (ending, f"{step}.{side}")

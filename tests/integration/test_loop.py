@@ -522,6 +522,27 @@ def test_a_batch_that_cannot_be_put_away_is_told_of_once(
     assert told.read_text() == "x"
 
 
+def test_a_hook_is_told_after_a_restart_though_the_results_were_taken_away(
+    make: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """At least once: where they stood; and nothing is published a second time."""
+    told = tmp_path / "told"
+    command = (sys.executable, "-c", f"import sys; open({str(told)!r}, 'a').write(sys.argv[-1])")
+    daemon = make(hooks={"on_terminal": command})
+    with monkeypatch.context() as patch:
+        patch.setattr(daemon.lifecycle, "_close", lambda held: None)  # it dies before that
+        daemon.drop()
+        shown = daemon.until(daemon.is_at("completed"))
+        (daemon.home.outbox / "jan").rename(tmp_path / "mine")
+        daemon.stop()
+    daemon = make(hooks={"on_terminal": command})
+    daemon.until((daemon.home.archive / shown.id).is_dir)
+    daemon.until(lambda: not daemon.lifecycle.held)
+    assert told.read_text() == str(daemon.home.outbox / "jan/status.json")
+    assert os.listdir(daemon.home.outbox) == []
+    assert sorted(os.listdir(tmp_path / "mine")) == ["output.jsonl", "status.json"]
+
+
 def _partial(daemon: Daemon) -> list[dict[str, Any]]:
     """The lines that partial/ shows, as the page tells to read them."""
     folder = daemon.home.outbox / "jan/partial"

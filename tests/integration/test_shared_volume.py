@@ -79,7 +79,8 @@ def _ends_right(daemon: Daemon, count: int = 3) -> None:
     assert [row["custom_id"] for row in daemon.lines("output.jsonl")] == [f"a{n}" for n in range(count)]
     assert os.listdir(daemon.home.outbox) == ["jan"]
     assert os.listdir(daemon.home.inbox) == []
-    assert sorted(os.listdir(daemon.home.archive / shown.id)) == ["drop.jsonl", "final.json", "record.json"]
+    kept = ["drop.jsonl", "final.json", "published", "record.json"]
+    assert sorted(os.listdir(daemon.home.archive / shown.id)) == kept
     own = daemon.lease.folder
     daemon.until(lambda: not any(map(layout.parse_batch_folder, os.listdir(own))), later_s=20)
 

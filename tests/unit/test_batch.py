@@ -13,12 +13,15 @@ import orjson
 import pytest
 from openai.types import Batch as OpenAIBatch
 
-from spool import attempts, claim, control, layout, parts, publish, recover, status
+from spool import attempts, claim, control, files, layout, partial, parts, plan, publish, recover, status
 from spool import batch as batches
 from spool.batch import Batch
 from spool.errors import BatchGone, ResultsLost
 from spool.record import FileFacts, Final, Phase, Record, Status
 from tests import spools
+
+# Of a batch that has ended, in archive/.
+_KEPT = ["drop.jsonl", "final.json", "published", "record.json"]
 
 
 def _status(batch: Batch) -> OpenAIBatch:
@@ -187,7 +190,7 @@ def test_a_committed_batch_is_published_and_archived(tmp_path: Path) -> None:
     assert shown.usage
     assert (home.outbox / "jan/output.jsonl").read_bytes() == b'{"a":1}\n'
     assert sorted(os.listdir(home.outbox / "jan")) == ["output.jsonl", "status.json"]
-    assert sorted(os.listdir(home.archive / batch.id)) == ["drop.jsonl", "final.json", "record.json"]
+    assert sorted(os.listdir(home.archive / batch.id)) == _KEPT
     assert os.listdir(instance) == []
 
 
@@ -214,7 +217,8 @@ def _adopt(home: layout.Layout, dead: Path) -> tuple[list[Batch], list[tuple[str
     reports, report = _reports()
     adopted = recover.adopt(home, own, dead, mode=0o644, report=report)
     for batch in adopted:
-        claim.finish(batch)
+        if not batch.final:
+            claim.finish(batch)
     return adopted, reports
 
 
@@ -342,7 +346,7 @@ def test_a_commit_that_was_cut_off_rolls_forward(tmp_path: Path, done: int) -> N
     publish.archive(adopted)
     assert _status(adopted).status == "completed"
     assert (adopted.outbox / "output.jsonl").read_bytes() == b'{"a":1}\n'
-    assert sorted(os.listdir(home.archive / batch.id)) == ["drop.jsonl", "final.json", "record.json"]
+    assert sorted(os.listdir(home.archive / batch.id)) == _KEPT
 
 
 @pytest.mark.parametrize("outcome", [Status.FAILED, Status.COMPLETED, Status.EXPIRED, Status.CANCELLED])
@@ -391,6 +395,95 @@ def test_a_name_that_another_batch_took_is_left_to_it(tmp_path: Path) -> None:
     publish.archive(first)
     assert _status(second).status == "validating"
     assert sorted(os.listdir(home.outbox / "jan.2")) == ["output.jsonl", "status.json"]
+
+
+def _take_down(batch: Batch) -> None:
+    """As an archiving that was cut off leaves the batch."""
+    for folder in (publish.MERGED_FOLDER, parts.FOLDER, plan.FOLDER):
+        shutil.rmtree(batch.folder / folder)
+
+
+@pytest.mark.parametrize("is_cut_off", [False, True], ids=["whole", "archiving was cut off"])
+@pytest.mark.parametrize("leaves_folder", [False, True])
+def test_a_published_batch_that_its_user_took_away_is_only_archived(
+    tmp_path: Path, is_cut_off: bool, leaves_folder: bool
+) -> None:
+    """After a crash before the archive it was published again, or, its parts gone, held for a person."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.planned(spools.claimed(home, instance))
+    _commit(batch)
+    publish.publish(batch)
+    batch.outbox.rename(tmp_path / "mine")
+    if leaves_folder:
+        batch.outbox.mkdir()
+    if is_cut_off:
+        _take_down(batch)
+    (adopted,), _ = _adopt(home, instance)
+    publish.publish(adopted)
+    publish.archive(adopted)
+    assert [list(folder.iterdir()) for folder in home.outbox.iterdir()] == [[]] * leaves_folder
+    assert sorted(os.listdir(home.archive / batch.id)) == _KEPT
+
+
+def test_a_folder_that_is_taken_away_the_moment_its_end_can_be_read_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the disk is still waited for: no crash is needed for a second publishing then."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.planned(spools.claimed(home, instance))
+    _commit(batch)
+    plain = files.fsync_folder
+
+    def fsync_folder(folder: Path) -> None:
+        if folder == batch.outbox and _status(batch).status == "completed":
+            folder.rename(tmp_path / "mine")
+        plain(folder)
+
+    monkeypatch.setattr(files, "fsync_folder", fsync_folder)
+    with pytest.raises(FileNotFoundError):
+        publish.publish(batch)  # tried again by the loop, since the batch's own folder stands
+    publish.publish(batch)
+    publish.archive(batch)
+    assert os.listdir(home.outbox) == []
+    assert sorted(os.listdir(tmp_path / "mine")) == ["output.jsonl", "status.json"]
+
+
+def test_a_mark_of_an_end_that_a_power_cut_took_back_hides_nothing(tmp_path: Path) -> None:
+    """Our own folder in the outbox decides, where it stands."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.planned(spools.claimed(home, instance))
+    _commit(batch)
+    (batch.folder / layout.PUBLISHED_FILE).touch()
+    publish.publish(batch)
+    assert _status(batch).status == "completed"
+    assert (batch.outbox / "output.jsonl").exists()
+
+
+def test_an_end_that_is_found_shown_is_marked_as_well(tmp_path: Path) -> None:
+    """The daemon was killed between the two: its user may take the folder before the next one archives."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.planned(spools.claimed(home, instance))
+    _commit(batch)
+    publish.publish(batch)
+    (batch.folder / layout.PUBLISHED_FILE).unlink()
+    publish.publish(batch)
+    batch.outbox.rename(tmp_path / "mine")
+    _take_down(batch)
+    publish.publish(batch)
+    assert os.listdir(home.outbox) == []
+
+
+def test_what_is_in_the_way_in_partial_keeps_no_batch_from_its_end(tmp_path: Path) -> None:
+    """Someone who may write there put a link to elsewhere; it is told, and nothing elsewhere is touched."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.planned(spools.claimed(home, instance))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/mine").touch()
+    os.symlink(tmp_path / "elsewhere", batch.outbox / partial.FOLDER)
+    _commit(batch)
+    assert isinstance(publish.publish(batch), NotADirectoryError)
+    assert _status(batch).status == "completed"
+    assert os.listdir(tmp_path / "elsewhere") == ["mine"]
 
 
 def test_our_folder_is_looked_for_under_its_own_name_first(
