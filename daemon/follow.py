@@ -60,17 +60,17 @@ def follow(
 def _in_lines(
     home: layout.Layout, find: Callable[[], outbox.Shown | None], waiting: str, timeout_s: float
 ) -> outbox.Shown | None:
-    told: list[str] = []
-    warned: list[bool] = []
+    told, is_warned = "", False
 
     def show(shown: outbox.Shown | None, is_served: bool) -> None:
+        nonlocal told, is_warned
         text = line(shown) if shown else waiting
-        if text not in told[-1:]:
+        if text != told:
             print(text, flush=True)
-            told.append(text)
-        if not is_served and not warned and not (shown and shown.is_terminal):
+            told = text
+        if not is_served and not is_warned and not (shown and shown.is_terminal):
             print(outbox.UNSERVED, file=sys.stderr, flush=True)
-            warned.append(True)
+            is_warned = True
 
     return _until_over(home, find, timeout_s, show)
 
