@@ -1,8 +1,8 @@
 """Moves each batch from one stage to the next, on the loop's thread; what takes long goes to workers.
 
 `advance` is called for every held batch in every pass. Each move makes its change durable first and only then
-changes what is in memory, so after an I/O error the very same move is tried again later. A batch that another
-daemon has adopted is dropped from memory and nothing more is done to it.
+changes what is in memory, so after an I/O error the very same move is tried again later: obstacles.py says
+what becomes of a batch whose move failed, closing.py has the moves after the decision.
 
     CLAIMED -> VALIDATING -> VALIDATED -> QUEUED <-> RUNNING -> ENDED -> DECIDED -> FINISHING
             -> PUBLISHED -> CLOSING -> gone
@@ -13,26 +13,22 @@ from __future__ import annotations
 from concurrent.futures import Future
 
 from config.settings import Settings
-from daemon import hooks, logs, metrics, report, work
+from daemon import logs, metrics, work
 from daemon.admission import Admission
 from daemon.clock import Clock
+from daemon.closing import Closing
 from daemon.held import Held, Outcome, Stage, StopReason
+from daemon.obstacles import RETRY_S, Obstacles
 from daemon.progress import Progress
 from daemon.runs import Runs
 from daemon.workers import Workers
-from pipeline import validate
 from scheduler.job import Job
-from spool import attempts, claim, control, create, layout, plan, publish, recover
+from spool import attempts, claim, control, layout, plan, recover
 from spool.batch import Batch
-from spool.errors import BatchGone, SpoolUnavailable
-from spool.record import Final, LineError, Phase, Status
+from spool.record import LineError, Phase, Status
 
-# After an I/O error, seconds; validation, which may write much, doubles it each time up to MAX_RETRY_S.
-RETRY_S = 2.0
+# Validation, which may write much, doubles RETRY_S each time up to this, seconds.
 MAX_RETRY_S = 60.0
-# How often in a row a path is looked for that is missing in a folder that stands, RETRY_S apart: network
-# filesystems remember for a minute that something was not there.
-MAX_MISSES = 45
 # Runs in a row that brought neither an answer nor a new attempt, after which the open lines fail; each waits
 # longer than the one before.
 MAX_FAILURES = 5
@@ -56,16 +52,18 @@ class Lifecycle:
         count: metrics.Metrics,
     ) -> None:
         self.held: dict[str, Held] = {}
-        self._settings = settings
         self.is_stopping = False
         self.is_disk_low = False
         self._admission = Admission(settings, count)
-        self._home = home
         self._clock = clock
         self._workers = workers
         self._runs = runs
         self._progress = progress
         self._metrics = count
+        self._obstacles = Obstacles(home, clock, self._forget)
+        self._closing = Closing(
+            settings.hooks, clock, workers, count, self._obstacles, self._forget, lambda: self.is_stopping
+        )
 
     def claimed(self, batch: Batch) -> None:
         """Take up a batch that was just claimed."""
@@ -115,14 +113,8 @@ class Lifecycle:
         now = held.time(now)
         if monotonic < held.retry_at and not (held.stage is Stage.VALIDATED and self._is_over(held, now)):
             return
-        try:
+        with self._obstacles.met(held, held.stage):
             self._move(held, now, monotonic)
-        except (BatchGone, FileNotFoundError) as error:
-            self._gone(held, error, held.stage)
-        except OSError as error:
-            self._wait(held, error, held.stage)
-        except ValueError as error:
-            self._damaged(held, error)
 
     def _move(self, held: Held, now: float, monotonic: float) -> None:
         match held.stage:
@@ -139,55 +131,9 @@ class Lifecycle:
             case Stage.ENDED:
                 self._after_run(held, now, monotonic)
             case Stage.DECIDED:
-                self._finish(held, now)
+                self._closing.finish(held, now)
             case Stage.PUBLISHED:
-                self._close(held)
-
-    # What stands in the way of a move.
-
-    def _gone(self, held: Held, error: BatchGone | FileNotFoundError, stage: Stage) -> None:
-        """A path of the batch is gone: another daemon adopted it, unless its folder or the spool says else.
-
-        Should the folder be there after all, though it cannot be seen now, then the intake finds it again.
-        """
-        try:
-            create.check(self._home)
-            stands = held.batch.folder.is_dir()
-        except (SpoolUnavailable, OSError):
-            self._wait(held, error, stage)
-            return
-        if stands:
-            self._missing(held, error, stage)
-        else:
-            self._forget(held)
-            _log.warning("batch_adopted_elsewhere", batch=held.id, reason=str(error))
-
-    def _missing(self, held: Held, error: BatchGone | FileNotFoundError, stage: Stage) -> None:
-        """A file of a batch that is ours cannot be found: look again, since a network filesystem may err."""
-        monotonic = self._clock.monotonic()
-        held.misses = held.misses + 1 if monotonic - held.missed_at < 5 * RETRY_S else 1
-        held.missed_at = monotonic
-        if held.misses < MAX_MISSES:
-            self._wait(held, error, stage)
-        else:
-            self._damaged(held, error)
-
-    def _wait(self, held: Held, error: Exception, stage: Stage, wait_s: float = RETRY_S) -> None:
-        """The world is bad: try the same move again later."""
-        held.stage, held.retry_at = stage, self._clock.monotonic() + wait_s
-        _log.warning("batch_waits", batch=held.id, stage=stage, error=str(error), retry_in_s=wait_s)
-
-    def _damaged(self, held: Held, error: Exception) -> None:
-        """Nothing is decided from files that contradict themselves, and nothing of them is thrown away."""
-        held.stage = Stage.DAMAGED
-        _log.error("batch_damaged", batch=held.id, folder=str(held.batch.folder), error=str(error))
-        warning = f"held, its files need a person: {error}"
-        if warning not in held.batch.record.warnings:
-            try:
-                held.batch.save(warnings=(*held.batch.record.warnings, warning))
-                held.is_dirty = True
-            except (OSError, BatchGone) as failure:
-                _log.warning("warning_not_saved", batch=held.id, error=str(failure))
+                self._closing.close(held)
 
     def _is_over(self, held: Held, now: float) -> bool:
         """Whether a batch is to end whatever is left of it."""
@@ -219,16 +165,10 @@ class Lifecycle:
 
     def _validated(self, held: Held, done: Future[work.Checked]) -> None:
         """Note what a worker found; `_enqueue` acts on it, so that it can be repeated."""
-        try:
+        wait_s = min(RETRY_S * 2**held.failures, MAX_RETRY_S)
+        held.failures = min(held.failures + 1, 10)
+        with self._obstacles.met(held, Stage.CLAIMED, wait_s):
             held.verdict, held.stage, held.failures = done.result(), Stage.VALIDATED, 0
-        except (BatchGone, FileNotFoundError) as error:
-            self._gone(held, error, Stage.CLAIMED)
-        except (OSError, validate.ValidationStopped) as error:
-            self._wait(held, error, Stage.CLAIMED, min(RETRY_S * 2**held.failures, MAX_RETRY_S))
-            held.failures = min(held.failures + 1, 10)
-        except Exception as error:  # noqa: BLE001 (a mistake of ours must cost one batch, not the daemon)
-            _log.exception("validation_broke", batch=held.id)
-            self._damaged(held, error)
 
     def _enqueue(self, held: Held, now: float, monotonic: float) -> None:
         """Apply a verdict, or take up a batch whose plan stands; then queue it, unless it is over already."""
@@ -334,74 +274,6 @@ class Lifecycle:
         else:
             held.outcome = Outcome(Status.EXPIRED, "its completion window ended")
         held.stage = Stage.DECIDED
-
-    def _finish(self, held: Held, now: float) -> None:
-        """Hand the batch to a worker that says what is coming, merges, commits and publishes."""
-        assert held.outcome is not None
-        held.stage, held.is_dirty = Stage.FINISHING, False
-        self._workers.submit(
-            "finish",
-            work.finish,
-            held.batch,
-            held.outcome,
-            held.progress(now, is_running=False),
-            lambda: held.time(self._clock.now()),
-            then=lambda done: self._finished(held, done),
-        )
-
-    def _finished(self, held: Held, done: Future[Final]) -> None:
-        try:
-            final = done.result()
-        except (BatchGone, FileNotFoundError) as error:
-            self._gone(held, error, Stage.DECIDED)
-        except OSError as error:
-            self._wait(held, error, Stage.DECIDED)
-        except Exception as error:  # noqa: BLE001 (a mistake of ours must cost one batch, not the daemon)
-            _log.exception("finishing_broke", batch=held.id)
-            self._damaged(held, error)
-        else:
-            report.count_end(self._metrics, held, final)
-            self._close(held)
-
-    def _close(self, held: Held) -> None:
-        """Hand the batch to a worker that tells the hook of its end, and then to one that puts it away."""
-        held.stage = Stage.CLOSING
-        configured = self._settings.hooks
-        if configured.on_terminal and not held.is_told:
-            self._workers.submit(
-                "hook",
-                hooks.tell,
-                configured.on_terminal,
-                held.batch.outbox / layout.STATUS_FILE,
-                configured.timeout_s,
-                lambda: self.is_stopping,
-                then=lambda done: self._told(held, done),
-            )
-        else:
-            self._workers.submit(
-                "finish", publish.archive, held.batch, then=lambda done: self._closed(held, done)
-            )
-
-    def _told(self, held: Held, done: Future[hooks.Told]) -> None:
-        """Note how the hook took it; the batch is put away in any case."""
-        told = done.result()
-        held.is_told = True
-        self._metrics.hook_ended(told.problem is None)
-        if told.problem is None:
-            _log.info("hook_told", batch=held.id, tries=told.tries)
-        else:
-            _log.error("hook_failed", batch=held.id, tries=told.tries, error=told.problem)
-        self._close(held)
-
-    def _closed(self, held: Held, done: Future[None]) -> None:
-        try:
-            done.result()
-        except (BatchGone, FileNotFoundError) as error:
-            self._gone(held, error, Stage.PUBLISHED)
-        except OSError as error:
-            self._wait(held, error, Stage.PUBLISHED)
-        else:
-            self._forget(held)
 
     def _forget(self, held: Held) -> None:
         self._runs.queue.remove(held.id)

@@ -89,6 +89,11 @@ class Batch:
         return self.outbox.is_dir() if is_ours is None else is_ours
 
     @property
+    def is_published(self) -> bool:
+        """Whether its end was shown, wherever the folder that shows it has gone since."""
+        return self.final is not None and (self.folder / layout.PUBLISHED_FILE).exists()
+
+    @property
     def shown_status(self) -> object:
         """The status that the outbox shows of this batch; None where nothing there is known to be its own."""
         shown = self._read_shown(self.record.outbox_name) if self.record.outbox_name else None
@@ -134,6 +139,8 @@ class Batch:
     def show(self, progress: status.Progress | None = None, final: Final | None = None) -> None:
         """Write status.json and move it into the outbox; a user who removed the folder gets it back.
 
+        Nothing follows an end that was shown: what is told of the batch afterwards is not in status.json.
+
         Args:
             progress: durable progress.
             final: the outcome, once the results stand in the outbox: status.json becomes terminal.
@@ -143,6 +150,8 @@ class Batch:
             ResultsLost: the outbox folder went away after results had been moved there.
             OSError: it could not be written; what stood there still stands.
         """
+        if final is None and self.is_published:
+            return
         if not self.is_placed:
             if not self.folder.is_dir():
                 raise BatchGone(f"{self.id} was adopted by another daemon")

@@ -99,14 +99,13 @@ def _answer_cancel(batch: Batch, final: Final) -> None:
 
 def _is_over(batch: Batch, final: Final) -> bool:
     """Whether the end was shown already: a terminal status.json never changes, nor its instance."""
-    mark = batch.folder / layout.PUBLISHED_FILE
     shown = batch.shown_status
     if shown is None:  # its user has taken it, or it was never there
-        return mark.exists()
+        return batch.is_published
     if shown != final.outcome:
         return False
     # What a kill or an error may have kept from being done between the rename and the end of `Batch.show`.
-    files.touch(mark)
+    files.touch(batch.folder / layout.PUBLISHED_FILE)
     with suppress(FileNotFoundError):
         files.fsync_folder(batch.outbox)
     return True

@@ -13,6 +13,8 @@ import orjson
 import pytest
 
 from daemon import hooks, lifecycle
+from daemon.closing import Closing
+from daemon.held import Stage
 from pipeline import errors, validate
 from pipeline.fleet import ModelState
 from pipeline.run import Work
@@ -522,6 +524,27 @@ def test_a_batch_that_cannot_be_put_away_is_told_of_once(
     assert told.read_text() == "x"
 
 
+def test_a_mistake_of_ours_costs_one_batch(
+    make: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is held for a person, whichever move made it; in the last one, it ended the daemon."""
+    daemon = make()
+
+    def archive(batch: Batch) -> None:
+        raise KeyError("a mistake")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "archive", archive)
+        daemon.drop()
+        daemon.until(lambda: [held.stage for held in daemon.lifecycle.held.values()] == [Stage.DAMAGED])
+    daemon.drop("feb")
+    shown = daemon.until(daemon.is_at("completed", name="feb"))
+    daemon.until((daemon.home.archive / shown.id).is_dir)
+    daemon.step(later_s=5)
+    assert len(daemon.lifecycle.held) == 1
+    assert daemon.status().status == "completed"  # an end that was shown never changes
+
+
 def test_a_hook_is_told_after_a_restart_though_the_results_were_taken_away(
     make: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -530,7 +553,7 @@ def test_a_hook_is_told_after_a_restart_though_the_results_were_taken_away(
     command = (sys.executable, "-c", f"import sys; open({str(told)!r}, 'a').write(sys.argv[-1])")
     daemon = make(hooks={"on_terminal": command})
     with monkeypatch.context() as patch:
-        patch.setattr(daemon.lifecycle, "_close", lambda held: None)  # it dies before that
+        patch.setattr(Closing, "close", lambda self, held: None)  # it dies before that
         daemon.drop()
         shown = daemon.until(daemon.is_at("completed"))
         (daemon.home.outbox / "jan").rename(tmp_path / "mine")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from daemon import intake, lifecycle
+from daemon import intake, obstacles
 from daemon.held import Stage
 from pipeline.errors import RunError
 from spool import layout, plan
@@ -202,7 +202,7 @@ def test_a_file_that_is_really_gone_needs_a_person(daemon: Daemon) -> None:
     warnings = daemon.until(lambda: daemon.extra()["warnings"], later_s=20)
     assert "held, its files need a person" in warnings[0]
     assert "input.jsonl" in warnings[0]
-    assert held.misses == lifecycle.MAX_MISSES
+    assert held.misses == obstacles.MAX_MISSES
 
 
 def test_our_own_folder_is_looked_for_more_than_once(daemon: Daemon, volume: Volume) -> None:
