@@ -70,6 +70,8 @@ def clear(outbox: Path) -> OSError | None:
     Raises:
         OSError: to be tried again.
     """
+    if not os.path.lexists(outbox / FOLDER):  # as of every small batch: one call for it
+        return None
     try:
         inside = files.open_folder(outbox, Path(FOLDER))  # follows no link, and waits for no FIFO's writer
     except FileNotFoundError:
