@@ -34,7 +34,7 @@ from ray.data import DataContext, TaskPoolStrategy
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from pipeline import calls, twins
+from pipeline import calls, priority, twins
 from pipeline.slices import Bundle
 from spool import control, parts, plan
 from spool.parts import Result
@@ -238,6 +238,7 @@ def answer(table: pa.Table, route: calls.Route) -> pa.Table:
     Raises:
         OSError: a part cannot be written, such as on a full disk.
     """
+    priority.give_way()
     waiting = [_Waiting(key, home, rows, route) for key, home, rows in _by_shard(table)]
     calls.answer_all([each.call for each in waiting])
     for each in waiting:
@@ -287,6 +288,7 @@ def _by_shard(table: pa.Table) -> Iterator[tuple[tuple[str, int, int], int, list
 
 def _linger(replicas: list[Any]) -> int:
     """Make a worker ready, and hold it for long enough that another one gets the next task."""
+    priority.give_way()
     importlib.import_module("pandas")  # which Ray Data imports when it has written
     list(read([]))
     calls = [handle.abort.remote("") for handle in replicas]

@@ -55,6 +55,9 @@ _ENVIRONMENT = {
     # Kills what a dead worker leaves behind, such as vLLM's engine process.
     "RAY_process_group_cleanup_enabled": "1",
     "RAY_enable_metrics_collection": "0",
+    # Ray's own default is 15, for engines as for all others: each process of Ray's would run before them. Who
+    # is to give way to them does so itself, see pipeline/priority.py.
+    "RAY_worker_niceness": "0",
     # A thread that asks for something after the end must not start another Ray.
     "RAY_ENABLE_AUTO_CONNECT": "0",
     # Whoever reaches Ray's ports could run code otherwise.

@@ -22,7 +22,7 @@ import orjson
 import pytest
 
 from config import settings
-from pipeline import errors, fleet, gate, merge, run, slices
+from pipeline import errors, fleet, gate, merge, priority, run, slices
 from spool import attempts, control, parts, plan
 
 SHARD_LINES = 128
@@ -431,6 +431,23 @@ def test_failures_go_to_the_errors_file(
     assert tally.outcomes["flaky"] == {"failed": len(failed), "completed": 200 - len(failed)}
 
 
+def test_engines_run_before_the_workers_that_hand_requests_around(
+    started: fleet.Fleet, configured: settings.Settings, tmp_path: Path
+) -> None:
+    batch = make_batch(tmp_path, "niced", "fast", 300)
+    run.run([run.Work(batch, 1)], "fast", started, configured, {})
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    niceness: dict[str, set[int]] = {}
+    for pid in ray_processes():
+        with contextlib.suppress(OSError):
+            title = Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0].decode()
+            threads = os.listdir(f"/proc/{pid}/task")
+            found = {os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in threads}
+            niceness[title] = niceness.get(title, set()) | found
+    assert niceness["ray::Replica"] == {ours}
+    assert priority.NICENESS in niceness["ray::IDLE"], "they have worked, and wait"
+
+
 def test_a_request_that_takes_too_long_fails_alone(started: fleet.Fleet, tmp_path: Path) -> None:
     """The time limit belongs to the replica, so this one is made for the test."""
     import ray
@@ -440,8 +457,8 @@ def test_a_request_that_takes_too_long_fails_alone(started: fleet.Fleet, tmp_pat
     model = settings.EchoModel(name="late", kind="echo", latency_s=1)
     handle = replica.create(model, settings.EngineSettings(request_timeout_s=0.1), 0)
     try:
-        lines = [(0, request("late", "a", "late")), (1, b"no JSON")]
-        reply = ray.get(handle.infer.remote("batch", 0, "batch_x", lines))
+        requests = [request("late", "a", "late"), b"no JSON"]
+        reply = ray.get(handle.infer.remote("batch", 0, "batch_x", [0, 1], requests))
         answers = [json.loads(result.text) for result in reply.results]
         assert answers[0]["custom_id"] == "a"
         assert answers[0]["error"] == {"code": "request_timeout", "message": "no answer within 0.1 s"}
