@@ -24,6 +24,7 @@ from pipeline import validate
 from scheduler.job import Job
 from spool import attempts, claim, control, create, layout, plan, publish, recover
 from spool.batch import Batch
+from spool.codes import Failure
 from spool.errors import BatchGone, SpoolUnavailable
 from spool.record import Final, LineError, Phase, Status
 
@@ -108,7 +109,7 @@ class Lifecycle:
         elif held.batch.record.plan:
             held.outcome = Outcome(Status.COMPLETED, why, gives_up=True)
         else:
-            held.outcome = Outcome(Status.FAILED, why, errors=(LineError(code="engine_error", message=why),))
+            held.outcome = Outcome(Status.FAILED, why, errors=(LineError(code=Failure.ENGINE, message=why),))
 
     def advance(self, held: Held, now: float, monotonic: float) -> None:
         """Make the next move of a batch, if there is one to make now."""
