@@ -189,7 +189,8 @@ def _write_sums(path: Path) -> None:
 
 def _share(status: Path) -> float:
     counts = json.loads(status.read_text())["request_counts"]
-    return float(counts["completed"] + counts["failed"]) / max(1, counts["total"])
+    done, total = int(counts["completed"] + counts["failed"]), int(counts["total"])
+    return done / max(1, total)
 
 
 def _await(holds: Callable[[], bool], limit_s: float) -> None:
