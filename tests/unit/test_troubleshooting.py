@@ -71,6 +71,11 @@ def test_codes_are_named_in_one_place() -> None:
     assert written == []
 
 
+def test_each_row_says_what_it_means_and_what_to_do() -> None:
+    empty = [row[0] for section in sections().values() for row in rows(section) if not all(row)]
+    assert empty == []
+
+
 def test_each_message_stands_on_the_page_as_the_code_has_it() -> None:
     there = set(spans(PAGE.read_text()))
     missing = {each.text: each.place for each in messages.messages() if each.text not in there}
