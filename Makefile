@@ -81,6 +81,10 @@ ARGS ?=
 bench: $(READY) ## Compare batchd with its peers (W=steady: one workload; ARGS=--help); prints a table
 	@$(BIN)/python -m benchmarks.run $(W) $(ARGS)
 
+.PHONY: picture
+picture: $(READY) ## Make docs/terminal.svg anew, from real commands on a real spool
+	@$(BIN)/python docs/picture.py
+
 .PHONY: format
 format: $(READY) ## Let ruff put the code into shape
 	$(BIN)/ruff format .

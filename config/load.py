@@ -49,9 +49,9 @@ def one_line(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"] if part not in ("vllm", "openai", "echo")) or "settings"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        return f"{key}: unknown setting"
+        return f"{key}: unknown setting; docs/settings.md lists those that there are"
     if first["type"] == "missing":
-        return f"{key}: missing"
+        return f"{key}: missing; it has no default"
     if isinstance(first["input"], dict | list | tuple):
         return f"{key}: {message}"
     return f"{key}: {first['input']!r}: {message}"
@@ -67,7 +67,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise SettingsError(f"{path}: must hold settings as `key: value`")
+        raise SettingsError(f"{path}: must hold settings as `key: value`, see docs/settings.md")
     return tree
 
 

@@ -13,6 +13,7 @@ from daemon.metrics import Metrics
 from pipeline import validate
 from pipeline.order_notes import Wishes
 from spool.batch import Batch
+from spool.codes import Refusal
 from spool.record import LineError, Phase, Plan, Record, Status
 
 _log = logs.get()
@@ -44,7 +45,7 @@ class Admission:
         if capacity != 0:
             return None
         message = f"sidecar pool: {pool!r} has no capacity here (scheduler.pools.{pool}.capacity is 0)"
-        return LineError(code="invalid_request", message=message, param="pool")
+        return LineError(code=Refusal.INVALID_REQUEST, message=message, param="pool")
 
     def apply(self, held: Held, checked: work.Checked, now: float) -> bool:
         """Make a verdict durable; False if the batch ends with it."""

@@ -75,7 +75,9 @@ class Engines:
         except Exception as error:  # noqa: BLE001 (a thread that ends unseen would leave the daemon waiting for ever)
             if not self._stop.is_set():
                 _log.exception("engines_lost")
-            self.error = errors.EngineStartError(f"engines cannot be served any more: {error!r}")
+            self.error = errors.EngineStartError(
+                f"engines cannot be served any more: {error!r}: start the daemon again"
+            )
         self._wake.set()
 
     def _poll(self) -> None:
@@ -86,12 +88,11 @@ class Engines:
             ready = frozenset(state.model for state in states if state.up)
             if ready != self.ready:
                 for model in sorted(ready ^ self.ready):
-                    seconds = next(state.start_seconds for state in states if state.model == model)
-                    _log.info(
-                        "engine_ready" if model in ready else "engine_down",
-                        model=model,
-                        start_seconds=seconds,
-                    )
+                    if model in ready:
+                        seconds = next(state.start_seconds for state in states if state.model == model)
+                        _log.info("engine_ready", model=model, start_seconds=seconds)
+                    else:
+                        _log.warning("engine_down", model=model)
                 self.ready = ready
                 self._wake.set()
             self._stop.wait(POLL_EVERY_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import orjson
 
+from spool.codes import Refusal
 from spool.record import LineError
 
 # Characters shown before and behind the place.
@@ -29,7 +30,7 @@ def excerpt(line: bytes, problem: LineError) -> list[str]:
 
 def _place(line: bytes, text: str, problem: LineError) -> int | None:
     """Where in the text it is wrong: the character at which JSON ends, or the field's name."""
-    if problem.code == "invalid_json_line":
+    if problem.code == Refusal.INVALID_JSON:
         try:
             line.decode()
             orjson.loads(line)

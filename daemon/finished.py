@@ -46,7 +46,7 @@ class Finished:
         """
         shown = outbox.read(folder)
         if shown is None:
-            raise CommandError(f"{folder / layout.STATUS_FILE} cannot be read", Exit.FAILED)
+            raise CommandError(outbox.unreadable(folder), Exit.FAILED)
         if not shown.is_terminal:
             message = f"{shown.name} has not ended yet, it is {shown.stage}: `batchd watch {shown.name}`"
             raise CommandError(message, Exit.FAILED)
@@ -89,7 +89,7 @@ class Finished:
             message = f"{self.drop} may be read by the daemon's user alone: name the input with --input"
             raise CommandError(message, Exit.FAILED) from error
         except OSError as error:
-            raise CommandError(f"{self.drop}: {error}", Exit.FAILED) from error
+            raise CommandError(f"the input {self.drop} cannot be read: {error}", Exit.FAILED) from error
 
 
 def _open(path: Path) -> BinaryIO:

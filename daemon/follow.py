@@ -128,7 +128,9 @@ def _head(shown: outbox.Shown) -> Text:
 def _bar(shown: outbox.Shown) -> RenderableType:
     total, completed, failed = shown.counts
     row = Table.grid(padding=(0, 2))
-    bar = ProgressBar(total=max(1, total), completed=completed + failed, width=_BAR_WIDTH)
+    bar = ProgressBar(
+        total=max(1, total), completed=completed + failed, width=_BAR_WIDTH, complete_style="cyan"
+    )
     share = f"{100 * (completed + failed) // total} %" if total else ""
     row.add_row(bar, f"{completed + failed:,}/{total:,}", share)
     return row

@@ -25,6 +25,7 @@ from daemon.workers import Workers
 from scheduler.job import Job
 from spool import attempts, claim, control, layout, plan, recover
 from spool.batch import Batch
+from spool.codes import Failure
 from spool.record import LineError, Phase, Status
 
 # Validation, which may write much, doubles RETRY_S each time up to this, seconds.
@@ -106,7 +107,7 @@ class Lifecycle:
         elif held.batch.record.plan:
             held.outcome = Outcome(Status.COMPLETED, why, gives_up=True)
         else:
-            held.outcome = Outcome(Status.FAILED, why, errors=(LineError(code="engine_error", message=why),))
+            held.outcome = Outcome(Status.FAILED, why, errors=(LineError(code=Failure.ENGINE, message=why),))
 
     def advance(self, held: Held, now: float, monotonic: float) -> None:
         """Make the next move of a batch, if there is one to make now."""

@@ -192,7 +192,7 @@ class Loop:
             free_bytes = control.free_bytes(self.parts.home)
         except OSError as error:
             raise SpoolUnavailable(
-                f"the spool cannot be asked for its free space: {error.strerror}"
+                f"the spool cannot be asked for its free space: {error.strerror}: is the volume mounted?"
             ) from error
         least_bytes = self.parts.settings.spool.min_free_bytes
         self.parts.metrics.set_free_bytes(free_bytes, least_bytes)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from config.load import SettingsError
+from daemon import completion
 from daemon.commands import (
     cancel,
     doctor,
@@ -72,6 +73,13 @@ def _parser() -> argparse.ArgumentParser:
         "3 not started, Ray was lost or the spool is unavailable, 4 a wait ran out of time.",
     )
     parser.add_argument("--version", action="version", version=f"batchd {_version()}")
+    parser.add_argument(
+        "--print-completion",
+        choices=completion.SHELLS,
+        action=completion.Print,
+        help="print what completes commands, options, files and batches in this shell: "
+        'eval "$(batchd --print-completion bash)"',
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (init, run, validate, submit, watch, status, top, cancel, retry, verify, pause, doctor):
         command.add(commands)

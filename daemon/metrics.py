@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from daemon.engine_values import EngineValues
 from scheduler.assign import Reason, WaitReason
 from scheduler.job import PoolName
+from spool.codes import Refusal
 from spool.record import Status
 
 OTHER = "other"
@@ -28,24 +29,7 @@ ENDED = tuple(status for status in Status if status.is_terminal)
 ACTIVE = tuple(status for status in Status if not status.is_terminal)
 MODES = ("inotify", "polling")
 IGNORED = ("symlink", "folder", "fifo", "socket", "device")  # spool/drops.py
-# The codes of validation (design, section 3).
-REJECTED = (
-    "empty_file",
-    "invalid_json_line",
-    "invalid_request",
-    "missing_required_parameter",
-    "invalid_method",
-    "invalid_url",
-    "model_not_found",
-    "mismatched_model",
-    "duplicate_custom_id",
-    "streaming_unsupported",
-    "line_too_long",
-    "too_many_tasks",
-    "file_too_large",
-    "unsupported_parameter",
-    "input_modified",
-)
+REJECTED = tuple(Refusal)
 
 # From a warm engine's tenths of a second (design, section 5) to windows of days.
 LONG_S = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14400, 28800, 57600, 86400, 172800, 604800)

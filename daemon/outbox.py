@@ -67,6 +67,13 @@ def read(folder: Path) -> Shown | None:
     return Shown(folder.name, tree)
 
 
+def unreadable(folder: Path) -> str:
+    """What to say where `read` finds nothing in a batch's folder."""
+    return (
+        f"{folder / layout.STATUS_FILE} is no status of batchd's: was it changed? `batchd status` lists all"
+    )
+
+
 def read_all(home: layout.Layout) -> list[Shown]:
     """All batches, newest first."""
     found = [read(home.outbox / name) for name in os.listdir(home.outbox)]

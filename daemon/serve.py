@@ -50,7 +50,9 @@ def preflight(settings: Settings) -> None:
         kinds.preflight(model)
     hook = settings.hooks.on_terminal
     if hook and not shutil.which(hook[0]):
-        raise NotStarted(f"hooks.on_terminal: {hook[0]!r} is no program that this user can run")
+        raise NotStarted(
+            f"hooks.on_terminal: {hook[0]!r} is no program that this user can run: give its full path"
+        )
 
 
 def serve(settings: Settings) -> None:

@@ -15,8 +15,8 @@ from daemon.held import Outcome
 from pipeline import merge, validate
 from spool import files, publish
 from spool.batch import Batch, read_final
+from spool.codes import Failure, Refusal
 from spool.errors import ResultsLost
-from spool.lines import Code
 from spool.record import FileIdentity, Final, LineError, Phase, Status
 from spool.status import Progress
 
@@ -45,16 +45,16 @@ def check(batch: Batch, rules: validate.Rules, stopped: Callable[[], bool]) -> C
     """Validate a claimed drop and make the private copy."""
     record = batch.record
     if record.sidecar_error:
-        return Checked(LineError(code="invalid_request", message=record.sidecar_error), None, None)
+        return Checked(LineError(code=Refusal.INVALID_REQUEST, message=record.sidecar_error), None, None)
     try:
         source = files.open_regular(batch.drop)
     except files.NotRegular as error:
         # Swapped in between the look and the rename; in our private folder nobody can swap it any more.
         problem = f"{error} (it was put there in the instant of the claim), and was not opened: drop a file"
-        return Checked(LineError(code="invalid_request", message=problem), None, None)
+        return Checked(LineError(code=Refusal.INVALID_REQUEST, message=problem), None, None)
     except PermissionError:
         problem = "the file cannot be read by the daemon: make it readable and drop it again"
-        return Checked(LineError(code="invalid_request", message=problem), None, None)
+        return Checked(LineError(code=Refusal.INVALID_REQUEST, message=problem), None, None)
     with source:
         before = os.fstat(source.fileno())
         if not _is_same(FileIdentity.of(before), record.identity):
@@ -67,7 +67,7 @@ def check(batch: Batch, rules: validate.Rules, stopped: Callable[[], bool]) -> C
 
 
 _MODIFIED = LineError(
-    code="input_modified",
+    code=Refusal.INPUT_MODIFIED,
     message="the file was written to after it was claimed: drop it again when it is complete, best by rename",
 )
 
@@ -125,10 +125,10 @@ def _announce(batch: Batch, outcome: Outcome, progress: Progress, at: float) -> 
 def unanswered(status: Status, reason: str) -> tuple[str, str]:
     """Code and message for the lines of a batch that ended so and that have no result."""
     if status is Status.EXPIRED:
-        return Code.EXPIRED, "the batch's completion window ended before this request was run"
+        return Failure.EXPIRED, "the batch's completion window ended before this request was run"
     if status is Status.CANCELLED:
-        return Code.CANCELLED, "the batch was cancelled before this request was run"
-    return Code.ENGINE, reason
+        return Failure.CANCELLED, "the batch was cancelled before this request was run"
+    return Failure.ENGINE, reason
 
 
 def _merge(batch: Batch, requests: int, missing: tuple[str, str] | None) -> merge.Merged:

@@ -30,7 +30,7 @@ import orjson
 import ray
 
 from pipeline import errors
-from spool import attempts, control, lines
+from spool import attempts, codes, control, lines
 from spool.attempts import Suspect
 from spool.parts import Result, Usage
 
@@ -227,7 +227,7 @@ class Call:
                 key = lines.request_key(self.batch_id, line)
                 custom_id = orjson.loads(self._open.pop(line))["custom_id"]
                 message = f"the engine died {kills} times with this request alone in it; last: {why}"
-                text = lines.error_line(key, custom_id, lines.Code.ENGINE, message)
+                text = lines.error_line(key, custom_id, codes.Failure.ENGINE, message)
                 self.results[line] = Result(line, False, Usage(), text)
 
     def _not_ready(self, why: str) -> None:

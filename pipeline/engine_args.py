@@ -45,9 +45,13 @@ def check_source(model: settings.VllmModel) -> None:
     if not source.is_absolute():
         return
     if not source.exists():
-        raise errors.EngineStartError(f"model {model.name!r}: source {model.source} does not exist")
+        raise errors.EngineStartError(
+            f"model {model.name!r}: source {model.source} does not exist: name a folder or a hub name"
+        )
     if source.is_dir() and not any((source / name).is_file() for name in ("config.json", "params.json")):
-        raise errors.EngineStartError(f"model {model.name!r}: source {model.source} holds no config.json")
+        raise errors.EngineStartError(
+            f"model {model.name!r}: source {model.source} holds no config.json: name the model's own folder"
+        )
 
 
 def parse(

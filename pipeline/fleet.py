@@ -339,7 +339,8 @@ def _gpus_for(model: settings.ModelSettings) -> float:
     each = float(sizes[0] * sizes[1] * sizes[2])
     if each * model.replicas > there:
         raise errors.EngineStartError(
-            f"model {model.name!r}: {model.replicas} replicas of {each:g} GPUs each, but Ray has {there:g}"
+            f"model {model.name!r}: {model.replicas} replicas of {each:g} GPUs each, but Ray has {there:g}: "
+            "set fewer replicas, or a smaller engine_args.tensor_parallel_size"
         )
     return each
 

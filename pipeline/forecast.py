@@ -155,7 +155,9 @@ def _counter(model: Path) -> Callable[[str, dict[str, Any]], int | None]:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(model, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise NoTokenizer(f"{model} holds no tokenizer: {str(error).splitlines()[0]}") from error
+        raise NoTokenizer(
+            f"{model} holds no tokenizer, name a model's folder: {str(error).splitlines()[0]}"
+        ) from error
 
     def count(url: str, body: dict[str, Any]) -> int | None:
         if url == "/v1/chat/completions":

@@ -29,7 +29,7 @@ def make_engine(model: settings.ModelSettings, *, allowed_media_domains: tuple[s
 
         return echo.EchoEngine(model)
     raise errors.EngineStartError(
-        f"model {model.name!r}: this version of batchd has no engine of kind {model.kind!r} yet"
+        f"model {model.name!r}: this version has no engine of kind {model.kind!r} yet: use `kind: vllm`"
     )
 
 

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from config.settings import LimitSettings
+from spool.codes import Refusal
 
 # Characters of a user's value that a message may show.
 SHOWN_CHARS = 80
@@ -54,12 +55,11 @@ class Problem(NamedTuple):
     """Why a request is refused.
 
     Attributes:
-        code: from the table in section 3 of the design.
         message: one sentence or two, bounded and printable.
         param: the field, such as `body.model`.
     """
 
-    code: str
+    code: Refusal
     message: str
     param: str | None = None
 
@@ -104,7 +104,7 @@ def _check_stream(field: str, value: object, guard: Guard) -> Problem | None:
     if not value:
         return None
     message = f"body.stream is {shown(value)}; a batch has no stream, so leave it out or set it to false."
-    return Problem("streaming_unsupported", message, "body.stream")
+    return Problem(Refusal.STREAMING, message, "body.stream")
 
 
 def _refuse(field: str, value: object, guard: Guard) -> Problem | None:
@@ -112,7 +112,9 @@ def _refuse(field: str, value: object, guard: Guard) -> Problem | None:
 
 
 def _refuse_param(param: str) -> Problem:
-    return Problem("unsupported_parameter", f"{param} is not supported in a batch.", param)
+    return Problem(
+        Refusal.UNSUPPORTED_PARAMETER, f"{param} is not supported in a batch: leave it out.", param
+    )
 
 
 def _check_template_kwargs(field: str, value: object, guard: Guard) -> Problem | None:
@@ -126,7 +128,7 @@ def _check_xargs(field: str, value: object, guard: Guard) -> Problem | None:
 def _check_keys(field: str, value: object, refused: tuple[str, ...]) -> Problem | None:
     if not isinstance(value, dict):
         return Problem(
-            "invalid_request", f"body.{field} is {shown(value)}; it must be an object.", f"body.{field}"
+            Refusal.INVALID_REQUEST, f"body.{field} is {shown(value)}; it must be an object.", f"body.{field}"
         )
     for key in refused:
         if key in value:
@@ -150,7 +152,7 @@ def _check_token_ids(field: str, value: object, guard: Guard) -> Problem | None:
     if not isinstance(value, list) or not 0 < most < len(value):
         return None
     message = f"body.{field} names {len(value)} tokens; at most {most} may be here (limits.max_logprobs)."
-    return Problem("invalid_request", message, f"body.{field}")
+    return Problem(Refusal.INVALID_REQUEST, message, f"body.{field}")
 
 
 def _check_integer(field: str, value: object, most: int, setting: str) -> Problem | None:
@@ -160,7 +162,7 @@ def _check_integer(field: str, value: object, most: int, setting: str) -> Proble
         message = f"body.{field} is {value}; 0 to {most} are allowed here ({setting})."
     else:
         return None
-    return Problem("invalid_request", message, f"body.{field}")
+    return Problem(Refusal.INVALID_REQUEST, message, f"body.{field}")
 
 
 def _check_prompts(field: str, value: object, guard: Guard) -> Problem | None:
@@ -168,7 +170,7 @@ def _check_prompts(field: str, value: object, guard: Guard) -> Problem | None:
     # A list of integers is one prompt, given as tokens.
     if isinstance(value, list) and 0 < most < len(value) and any(type(item) is not int for item in value):
         message = f"body.prompt holds {len(value)} prompts; at most {most} may be here (limits.max_prompts)."
-        return Problem("invalid_request", message, "body.prompt")
+        return Problem(Refusal.INVALID_REQUEST, message, "body.prompt")
     return _check_content(field, value, guard)
 
 
@@ -180,7 +182,7 @@ def _check_inputs(field: str, value: object, guard: Guard) -> Problem | None:
             count = len(value)
         if count > MAX_INPUTS:
             message = f"body.{field} holds {count} inputs; at most {MAX_INPUTS} may be in one request."
-            return Problem("invalid_request", message, f"body.{field}")
+            return Problem(Refusal.INVALID_REQUEST, message, f"body.{field}")
     return _check_content(field, value, guard)
 
 
@@ -193,8 +195,10 @@ def _check_tools(field: str, value: object, guard: Guard) -> Problem | None:
     for number, tool in enumerate(tools):
         param = f"body.{field}[{number}]"
         if isinstance(tool, dict) and _is_server_tool(tool):
-            message = f"{param} is a tool that a server runs, which is not supported in a batch."
-            return Problem("unsupported_parameter", message, param)
+            message = (
+                f"{param} is a tool that a server runs, which is not supported in a batch: leave it out."
+            )
+            return Problem(Refusal.UNSUPPORTED_PARAMETER, message, param)
         if problem := _check_size(param, tool, guard):
             return problem
     most = _MOST_GRAMMARS * guard.limits.max_grammar_bytes
@@ -204,7 +208,7 @@ def _check_tools(field: str, value: object, guard: Guard) -> Problem | None:
             f"body.{field} has {size} bytes; at most {_MOST_GRAMMARS} times"
             f" {guard.limits.max_grammar_bytes:d} are allowed here (limits.max_grammar_bytes)."
         )
-        return Problem("invalid_request", message, f"body.{field}")
+        return Problem(Refusal.INVALID_REQUEST, message, f"body.{field}")
     return None
 
 
@@ -220,11 +224,11 @@ def _check_size(param: str, value: object, guard: Guard) -> Problem | None:
     try:
         size = len(value.encode() if isinstance(value, str) else orjson.dumps(value))
     except orjson.JSONEncodeError:  # writing stops at a depth of 254
-        return Problem("invalid_request", f"{param} nests too deep.", param)
+        return Problem(Refusal.INVALID_REQUEST, f"{param} nests deeper than 254 levels: flatten it.", param)
     if size <= most:
         return None
     message = f"{param} has {size} bytes; at most {most:d} are allowed here (limits.max_grammar_bytes)."
-    return Problem("invalid_request", message, param)
+    return Problem(Refusal.INVALID_REQUEST, message, param)
 
 
 def _check_content(field: str, value: object, guard: Guard) -> Problem | None:
@@ -233,13 +237,13 @@ def _check_content(field: str, value: object, guard: Guard) -> Problem | None:
     param = f"body.{field}"
     for part in _parts(value):
         if name := _find_tensor(part):
-            message = f"{param} holds {name}, which are not supported in a batch."
-            return Problem("unsupported_parameter", message, param)
+            message = f"{param} holds {name}, which are not supported in a batch: send text or data: URLs."
+            return Problem(Refusal.UNSUPPORTED_PARAMETER, message, param)
         for key in _MEDIA_KEYS.intersection(part):
             media = part[key]
             url = media.get("url") if isinstance(media, dict) else media
             if url is not None and not _is_allowed(url, guard.allowed_media_domains):
-                return Problem("unsupported_parameter", _media_message(key, url, guard), param)
+                return Problem(Refusal.UNSUPPORTED_PARAMETER, _media_message(key, url, guard), param)
     return None
 
 

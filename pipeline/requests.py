@@ -14,6 +14,7 @@ from config.settings import LimitSettings
 from pipeline import request_guards
 from pipeline.engine import SUPPORTED_URLS
 from pipeline.request_guards import Guard, Problem, shown
+from spool.codes import Refusal
 
 _ENVELOPE = ("custom_id", "method", "url", "body")
 _CONTENT = (str, list)
@@ -116,7 +117,9 @@ class Checker:
         if type(method) is not str:
             return _wrong_type("method", method, "a string")
         if method != "POST":
-            return Problem("invalid_method", f"method is {shown(method)}; only 'POST' is allowed.", "method")
+            return Problem(
+                Refusal.INVALID_METHOD, f"method is {shown(method)}; only 'POST' is allowed.", "method"
+            )
         return self._check_url(url) if url != self.endpoint else None
 
     def _check_url(self, url: Any) -> Problem | None:
@@ -124,10 +127,10 @@ class Checker:
             return _wrong_type("url", url, "a string")
         if url not in SUPPORTED_URLS:
             supported = ", ".join(sorted(SUPPORTED_URLS))
-            return Problem("invalid_url", f"url is {shown(url)}; supported are {supported}.", "url")
+            return Problem(Refusal.INVALID_URL, f"url is {shown(url)}; supported are {supported}.", "url")
         if self.endpoint:
             message = f"url is {shown(url)}, but this batch is for {self.endpoint}: one file, one endpoint."
-            return Problem("invalid_url", message, "url")
+            return Problem(Refusal.INVALID_URL, message, "url")
         return None
 
     def _check_body(self, url: str, body: Any) -> Problem | None:
@@ -146,12 +149,12 @@ class Checker:
         if model not in self._models:
             known = ", ".join(sorted(self._models)[:10]) or "none"
             message = f"The model {shown(model)} is not configured here; known: {known}."
-            return Problem("model_not_found", message, "body.model")
+            return Problem(Refusal.MODEL_NOT_FOUND, message, "body.model")
         if self.model:
             message = (
                 f"body.model is {shown(model)}, but the file is for {shown(self.model)}: one file, one model."
             )
-            return Problem("mismatched_model", message, "body.model")
+            return Problem(Refusal.MISMATCHED_MODEL, message, "body.model")
         return None
 
 
@@ -160,7 +163,7 @@ def _find_absent(request: dict[str, Any]) -> Problem | None:
         value = request.get(field)
         if value is None or value in ("", {}):
             state = "empty" if field in request and value is not None else "missing"
-            return Problem("missing_required_parameter", f"{field} is {state}; it is required.", field)
+            return Problem(Refusal.MISSING_PARAMETER, f"{field} is {state}; it is required.", field)
     return None
 
 
@@ -221,7 +224,7 @@ def _check_pair(body: dict[str, Any]) -> Problem | None:
 
 
 def _invalid(message: str, param: str | None) -> Problem:
-    return Problem("invalid_request", message, param)
+    return Problem(Refusal.INVALID_REQUEST, message, param)
 
 
 def _wrong_type(param: str, value: object, wanted: str) -> Problem:

@@ -20,7 +20,7 @@ from config import settings
 from pipeline import errors
 from pipeline.engine import Engine
 from pipeline.time_limit import TimeLimit
-from spool import lines
+from spool import codes, lines
 from spool.parts import Result, Usage
 
 _log = logging.getLogger(__name__)
@@ -111,10 +111,13 @@ class Responder:
         except errors.EngineDeadError:
             raise
         except Exception as error:  # noqa: BLE001 - an engine's mistake on one line must not lose its neighbours
-            code, message = lines.Code.ENGINE, f"{type(error).__name__}: {error}"
+            code, message = codes.Failure.ENGINE, f"{type(error).__name__}: {error}"
             if limited.is_expired:
                 await self._check_progress()
-                code, message = lines.Code.TIMEOUT, f"no answer within {self._limits.request_timeout_s:g} s"
+                code, message = (
+                    codes.Failure.TIMEOUT,
+                    f"no answer within {self._limits.request_timeout_s:g} s",
+                )
             text = lines.error_line(key, custom_id, code, message)
             return str(code), Result(line, False, Usage(), text)
 

@@ -33,6 +33,7 @@ from pipeline.validate_copy import Copy
 from pipeline.validate_ids import CustomIds, HeldIds
 from pipeline.validate_lines import LineReader
 from pipeline.validate_size import COUNTED_BYTES, find_excess
+from spool.codes import Refusal
 from spool.record import LineError
 
 
@@ -201,10 +202,10 @@ class _Validation:
         """What is wrong with a line, its custom_id if it has one, and what it says if nothing is wrong."""
         if line is None:
             most = self._rules.limits.max_line_bytes
-            message = f"The line is longer than {most:d} bytes (limits.max_line_bytes)."
-            return Problem("line_too_long", message), None, None
+            message = f"The line is longer than {most:d} bytes (limits.max_line_bytes): shorten it."
+            return Problem(Refusal.LINE_TOO_LONG, message), None, None
         if len(line) > COUNTED_BYTES and (too_many := find_excess(line)):
-            return Problem("invalid_request", too_many), None, None
+            return Problem(Refusal.INVALID_REQUEST, too_many), None, None
         try:
             request: Any = orjson.loads(line)
         except orjson.JSONDecodeError as error:
@@ -214,7 +215,7 @@ class _Validation:
         custom_id = request["custom_id"] if problem is None else self._checker.read_custom_id(request)
         if custom_id is not None and self._ids.add(custom_id, offset) and problem is None:
             message = f"custom_id {shown(custom_id)} stands on an earlier line too; each may be used once."
-            problem = Problem("duplicate_custom_id", message, "custom_id")
+            problem = Problem(Refusal.DUPLICATE_CUSTOM_ID, message, "custom_id")
         return problem, custom_id, request
 
     def _note(self, number: int, custom_id: str | None, problem: Problem) -> None:
@@ -258,27 +259,35 @@ class _Validation:
         if self._has_bad_endpoint:
             supported = ", ".join(sorted(SUPPORTED_URLS))
             message = f"The sidecar's endpoint is {shown(self._rules.endpoint)}; supported are {supported}."
-            errors.append(LineError(code="invalid_request", message=message, param="endpoint"))
+            errors.append(LineError(code=Refusal.INVALID_REQUEST, message=message, param="endpoint"))
         if reader.is_too_large:
-            message = f"The file is larger than {limits.max_bytes:d} bytes (limits.max_bytes)."
-            errors.append(LineError(code="file_too_large", message=message))
+            message = f"The file is larger than {limits.max_bytes:d} bytes (limits.max_bytes): split it."
+            errors.append(LineError(code=Refusal.FILE_TOO_LARGE, message=message))
         if reader.has_grown:
             message = "The file grew while it was read: drop it again when it is complete."
-            errors.append(LineError(code="input_modified", message=message))
+            errors.append(LineError(code=Refusal.INPUT_MODIFIED, message=message))
         if reader.is_endless:
-            message = f"A line has more than {reader.endless_bytes} bytes; what follows was not read."
-            errors.append(LineError(code="line_too_long", message=message))
+            message = (
+                f"A line has more than {reader.endless_bytes} bytes; what follows was not read:"
+                " is each request on a line of its own?"
+            )
+            errors.append(LineError(code=Refusal.LINE_TOO_LONG, message=message))
         if limits.max_requests and self._requests > limits.max_requests:
             message = (
                 f"The file has {self._requests} requests; at most {limits.max_requests} are allowed here"
-                " (limits.max_requests)."
+                " (limits.max_requests): split it."
             )
-            errors.append(LineError(code="too_many_tasks", message=message))
+            errors.append(LineError(code=Refusal.TOO_MANY_TASKS, message=message))
         if reader.foreign:
             message = f"The file is not JSON Lines: it looks like {reader.foreign}."
-            errors.append(LineError(code="invalid_json_line", message=message, line=1))
+            errors.append(LineError(code=Refusal.INVALID_JSON, message=message, line=1))
         elif not self._requests and not reader.is_too_large:
-            errors.append(LineError(code="empty_file", message="The file has no request in it."))
+            errors.append(
+                LineError(
+                    code=Refusal.EMPTY_FILE,
+                    message="The file has no request in it: each line must be one, as a JSON object.",
+                )
+            )
         return errors
 
     def _read_id(self, offset: int) -> str | None:
@@ -299,4 +308,4 @@ def _explain(line: bytes, error: orjson.JSONDecodeError) -> Problem:
         message = f"The line is not UTF-8: byte {wrong.start + 1} is 0x{line[wrong.start]:02x}."
     else:
         message = f"The line is not JSON: {error.msg}, at character {error.pos + 1}."
-    return Problem("invalid_json_line", message)
+    return Problem(Refusal.INVALID_JSON, message)

@@ -219,9 +219,11 @@ def _check_version() -> None:
         with suppress(importlib.metadata.PackageNotFoundError):
             version = importlib.metadata.version(name)
             if ".".join(version.split(".")[:2]) not in VERSIONS:
-                raise errors.EngineStartError(f"{name} {version} is installed; {works}")
+                raise errors.EngineStartError(f"{name} {version} is installed; {works}: see requirements/")
             return
-    raise errors.EngineStartError(f"vLLM is not installed ({' or '.join(_DISTRIBUTIONS)}); {works}")
+    raise errors.EngineStartError(
+        f"vLLM is not installed ({' or '.join(_DISTRIBUTIONS)}); {works}: see requirements/"
+    )
 
 
 def _set_environment() -> None:

@@ -305,9 +305,12 @@ def _read(path: Path, model: type[_Model]) -> _Model:
     try:
         tree = orjson.loads(content)
         if tree.get("format") != FORMAT:
-            raise RecordUnknown(f"{path} has format {tree.get('format')!r}; this version knows {FORMAT} only")
+            raise RecordUnknown(
+                f"{path} has format {tree.get('format')!r}; this version knows {FORMAT} only: "
+                "use the version that made it"
+            )
         return model.model_validate(tree)
     except (ValidationError, orjson.JSONDecodeError, AttributeError) as error:
         raise RecordUnknown(
-            f"{path} is damaged or of another version: {str(error).splitlines()[0]}"
+            f"{path} is damaged or of another version, and left alone: {str(error).splitlines()[0]}"
         ) from error

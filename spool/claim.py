@@ -159,7 +159,10 @@ def _must_be_movable(facts: os.stat_result, beside: int) -> None:
     folder = os.fstat(beside)
     is_kept = folder.st_mode & stat.S_ISVTX and os.geteuid() not in (0, folder.st_uid, facts.st_uid)
     if is_kept or not os.access(".", os.W_OK | os.X_OK, dir_fd=beside, effective_ids=True):
-        message = f"its folder (mode {stat.S_IMODE(folder.st_mode):04o}, owner {folder.st_uid}) keeps it"
+        message = (
+            f"its folder (mode {stat.S_IMODE(folder.st_mode):04o}, owner {folder.st_uid}) keeps it: "
+            f"let uid {os.geteuid()} write to that folder"
+        )
         raise PermissionError(errno.EACCES, message)
 
 

@@ -89,11 +89,14 @@ def check(layout: Layout) -> str:
             f"To make one: batchd init {layout.root}"
         ) from error
     except (OSError, ValueError) as error:
-        raise SpoolUnavailable(f"{layout.identity} cannot be read: {error}") from error
+        raise SpoolUnavailable(
+            f"{layout.identity} cannot be read: {error}: mend the volume, or restore it from a snapshot"
+        ) from error
     if not isinstance(identity, dict) or identity.get("format") != FORMAT or "id" not in identity:
         found = identity.get("format") if isinstance(identity, dict) else None
         raise SpoolUnavailable(
-            f"{layout.identity} has format {found!r}; this version of batchd knows {FORMAT} only"
+            f"{layout.identity} has format {found!r}; this version of batchd knows {FORMAT} only: "
+            "use the version that made it"
         )
     for folder in layout.folders:
         if not folder.is_dir() or folder.is_symlink():

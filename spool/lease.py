@@ -45,7 +45,10 @@ class Lease:
                 # Another daemon's recovery came between and took the empty folder for a dead one's.
                 _remove_if_empty(self.folder)
             except OSError as error:
-                raise SpoolUnavailable(f"cannot make {self.folder} with a lease: {error.strerror}") from error
+                raise SpoolUnavailable(
+                    f"cannot make {self.folder} with a lease: {error.strerror}: "
+                    "batchd's user must be able to write there"
+                ) from error
         raise SpoolUnavailable(f"other daemons tidied {home.work} while this one started: start again")
 
     @property

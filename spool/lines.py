@@ -2,13 +2,12 @@
 
 Success: `{"id","custom_id","response":{"status_code","request_id","body"},"error":null}`. A failure with an
 HTTP status has the same form with the error in its body; any other has `response: null` and
-`error {code, message}`.
+`error {code, message}`, with a code of spool/codes.py.
 """
 
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 from typing import NamedTuple
 
 import orjson
@@ -16,15 +15,6 @@ import orjson
 _HEAD = b'{"id":"batch_req_%s","custom_id":%s,'
 # Unescaped, this can only be a field: within a text its quotes are escaped.
 _ID = re.compile(rb'("id": ?")([^"\\]*)"')
-
-
-class Code(StrEnum):
-    """Codes of failures that have no HTTP status."""
-
-    EXPIRED = "batch_expired"
-    CANCELLED = "batch_cancelled"
-    TIMEOUT = "request_timeout"
-    ENGINE = "engine_error"
 
 
 def response_line(request_key: str, custom_id: str | None, status_code: int, body: bytes) -> bytes:

@@ -99,7 +99,9 @@ def _adopt_one(home: layout.Layout, theirs: Path, ours: Path, mode: int) -> Batc
     except FileNotFoundError:
         has_record = False
         if os.path.lexists(theirs / layout.DROP_FILE):
-            raise RecordUnknown(f"{theirs} holds a drop but no record") from None
+            raise RecordUnknown(
+                f"{theirs} holds a drop but no record, and is left alone: drop it again from there"
+            ) from None
     failpoints.reach("adopt", "before")
     os.rename(theirs, ours)
     if not has_record:

@@ -143,6 +143,8 @@ def parse(content: bytes, parse_window: Any) -> Sidecar:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])[:100]
+        if first["type"] == "extra_forbidden":
+            raise _refused(f"sidecar {key}: unknown key; known: {', '.join(_Wishes.model_fields)}") from error
         raise _refused(f"sidecar {key}: {first['msg'].removeprefix('Value error, ')}") from error
     except ValueError as error:
         raise _refused(f"sidecar completion_window: {error}") from error

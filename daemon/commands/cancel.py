@@ -7,7 +7,7 @@ from typing import Any
 
 from daemon import outbox
 from daemon.commands import spool_option
-from daemon.exits import Exit
+from daemon.exits import CommandError, Exit
 from spool import control
 
 
@@ -29,8 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     folder = spool_option.outbox(home, arguments.name)
     shown = outbox.read(folder)
     if shown and shown.is_terminal:
-        print(f"{folder.name} has already ended as {shown.status}: nothing to cancel")
-        return Exit.FAILED
+        message = f"{folder.name} has already ended as {shown.status}: nothing to cancel"
+        raise CommandError(message, Exit.FAILED)
     control.request_cancel(folder)
     print(f"cancel of {folder.name} requested; `batchd status {folder.name}` shows when it is done")
     outbox.warn_if_unserved(home)

@@ -61,7 +61,7 @@ def _show_one(home: layout.Layout, arguments: argparse.Namespace) -> None:
     folder = spool_option.outbox(home, arguments.name)
     shown = outbox.read(folder)
     if shown is None:
-        raise CommandError(f"{folder / layout.STATUS_FILE} cannot be read", Exit.FAILED)
+        raise CommandError(outbox.unreadable(folder), Exit.FAILED)
     if arguments.json:
         print(orjson.dumps(shown.tree, option=orjson.OPT_INDENT_2).decode())
         return

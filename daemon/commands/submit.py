@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
             content = iter(partial(reader.read, files.BUFFER_BYTES), b"")
             return dropping.submit(arguments, home, content, Path(name), wishes)
     except OSError as error:
-        raise CommandError(f"{arguments.file}: {error.strerror}", Exit.WRONG_USE) from error
+        raise CommandError(f"cannot read {arguments.file}: {error.strerror}", Exit.WRONG_USE) from error
 
 
 def _name(arguments: argparse.Namespace) -> str:
@@ -54,13 +54,15 @@ def _name(arguments: argparse.Namespace) -> str:
         name += layout.SUFFIX
     if "/" in name or not layout.is_drop_name(name):
         raise CommandError(
-            f"{name!r} cannot be the name of a drop: choose another with --name", Exit.WRONG_USE
+            f"{name!r} cannot be the name of a drop (a plain *.jsonl, no folder): choose one with --name",
+            Exit.WRONG_USE,
         )
     return name
 
 
 def _metadata(texts: list[str]) -> dict[str, str]:
     pairs = [text.partition("=") for text in texts]
-    if any(not separator for _, separator, _ in pairs):
-        raise CommandError("--metadata takes KEY=VALUE", Exit.WRONG_USE)
+    for text, (_, separator, _) in zip(texts, pairs, strict=True):
+        if not separator:
+            raise CommandError(f"--metadata {text!r}: must be KEY=VALUE", Exit.WRONG_USE)
     return {key: value for key, _, value in pairs}

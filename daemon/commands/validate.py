@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
             with open(arguments.file, "rb") as source:
                 verdict = validate.check(source, rules)
     except OSError as error:
-        raise CommandError(f"{arguments.file}: {error.strerror}", Exit.WRONG_USE) from error
+        raise CommandError(f"cannot read {arguments.file}: {error.strerror}", Exit.WRONG_USE) from error
     _print_errors(arguments.file, verdict.errors)
     if not verdict.is_valid:
         count = verdict.total_errors

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from daemon import outbox
 from daemon.commands import spool_option, waiting
+from daemon.exits import CommandError
+from spool import drops, layout
 
 
 def add(commands: Any) -> None:
@@ -29,5 +32,20 @@ def run(arguments: argparse.Namespace) -> int:
     """Follow it."""
     timeout_s = waiting.timeout_s(arguments)
     home = spool_option.home(arguments)
-    folder = spool_option.outbox(home, arguments.name)
-    return waiting.wait(home, partial(outbox.read, folder), f"{folder.name} is gone from outbox/", timeout_s)
+    drop = _waiting(home, arguments.name)  # before the outbox is looked at: it may be claimed in between
+    try:
+        folder, before = spool_option.outbox(home, arguments.name), "{} is gone from outbox/"
+    except CommandError:
+        if drop is None:
+            raise
+        folder, before = home.outbox / layout.outbox_name(drop), "{} waits in the inbox"
+    return waiting.wait(home, partial(outbox.read, folder), before.format(folder.name), timeout_s)
+
+
+def _waiting(home: layout.Layout, name: str) -> Path | None:
+    """The drop of a name that nobody has claimed yet, as in the seconds after a `cp`."""
+    for candidate in drops.scan(home.inbox).candidates:
+        drop = candidate.relative
+        if name in (str(drop), str(drop).removesuffix(layout.SUFFIX), layout.outbox_name(drop)):
+            return drop
+    return None

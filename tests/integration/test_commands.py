@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import time
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import daemons
+from spool import claim, layout
+from tests import daemons, spools
 from tests.daemons import addition, command, jsonl, request
 
 
@@ -164,3 +166,31 @@ def test_every_command_explains_itself() -> None:
         assert done.returncode == 0
         assert daemons.batchd()
         assert len(done.stdout) > 200
+
+
+@pytest.mark.parametrize(
+    ("drop", "name"),
+    [("jan.jsonl", "jan"), ("jan.jsonl", "jan.jsonl"), ("team-a/jan.jsonl", "team-a~jan")],
+)
+def test_watch_waits_for_a_drop_that_nobody_has_claimed_yet(tmp_path: Path, drop: str, name: str) -> None:
+    """`cp` and at once `watch`, as in README.md, once ended with "no batch named"."""
+    home, instance = spools.make(tmp_path)
+    (home.inbox / drop).parent.mkdir(exist_ok=True)
+    (home.inbox / drop).write_bytes(b"{}\n")
+    assert command("watch", "feb", spool=home.root).returncode == 2
+    environment = {**os.environ, "BATCHD_SPOOL__ROOT": str(home.root)}
+    watching = subprocess.Popen(
+        [daemons.batchd(), "watch", name, "--timeout", "60"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with watching:
+        assert watching.stdout
+        plain = layout.outbox_name(Path(drop))
+        assert watching.stdout.readline() == f"{plain} waits in the inbox\n"
+        batch = claim.claim(home, instance, Path(drop), time.time(), spools.DEFAULTS)
+        assert batch
+        claim.finish(batch)
+        assert watching.stdout.readline() == f"{plain}: validating 0/0, 0 failed\n"
+        watching.terminate()

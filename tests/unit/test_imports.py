@@ -26,7 +26,7 @@ ALLOWED = {
     "pipeline": {"config", "spool"},
     "daemon": {"config", "spool", "scheduler", "pipeline"},
 }
-NEVER = {"tests", "examples", "benchmarks"}  # beside the packages, and not in the wheel
+NEVER = {"tests", "examples", "benchmarks", "docs"}  # beside the packages, and not in the wheel
 
 # Slow to import (ray 1 s, vllm 8 s), so only pipeline has them, and only once work starts.
 HEAVY = {"ray", "vllm", "torch", "transformers"}

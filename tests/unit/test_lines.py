@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spool import lines
+from spool import codes, lines
 from spool.lines import Address
 
 BODIES = [
@@ -42,9 +42,9 @@ def test_a_line_becomes_that_of_another_request(
 
 
 def test_a_failure_without_a_body_becomes_another_s() -> None:
-    line = lines.error_line("x_1", "a", lines.Code.TIMEOUT, "no answer")
+    line = lines.error_line("x_1", "a", codes.Failure.TIMEOUT, "no answer")
     found = lines.readdress(line, Address("x_1", "a"), Address("x_7", "b"))
-    assert found == lines.error_line("x_7", "b", lines.Code.TIMEOUT, "no answer")
+    assert found == lines.error_line("x_7", "b", codes.Failure.TIMEOUT, "no answer")
 
 
 @pytest.mark.parametrize("sender", [Address("x_2", "a"), Address("x_1", "b"), Address("x_1", None)])

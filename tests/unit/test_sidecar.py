@@ -47,7 +47,7 @@ def test_decimal_numbers_are_seconds(number: bytes, window_s: float) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"window: 3", "sidecar window: Extra inputs are not permitted"),
+        (b"window: 3", "sidecar window: unknown key; known: completion_window, endpoint, metadata, pool"),
         (b"completion_window: soon", "completion_window: a duration is"),
         (b"completion_window: 0", "completion_window"),
         (b"completion_window: 400d", "completion_window"),

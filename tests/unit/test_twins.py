@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import twins
-from spool import lines
+from spool import codes, lines
 from spool.parts import Result, Usage
 
 CHAT, COMPLETION, RESPONSE = "/v1/chat/completions", "/v1/completions", "/v1/responses"
@@ -126,7 +126,7 @@ def test_a_result_is_shared_whatever_it_is() -> None:
     """Each twin gets a line of its own: its index, its custom_id, its ids, and the answer's usage."""
     followers = [(12, request('"é')), (13, request("b"))]
     ok = lines.response_line("x_1", "a", 200, b'{"id":"chatcmpl-x_1","usage":{"total_tokens":3}}')
-    failed = lines.error_line("x_1", "a", lines.Code.TIMEOUT, "no answer within 5 s")
+    failed = lines.error_line("x_1", "a", codes.Failure.TIMEOUT, "no answer within 5 s")
     for result in (Result(1, True, Usage(2, 0, 1, 0), ok), Result(1, False, Usage(), failed)):
         shared = list(twins.share(result, "batch_x", request("a"), followers))
         assert [(each.line, each.ok, each.usage, each.shared) for each in shared] == [
