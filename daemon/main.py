@@ -13,6 +13,7 @@ from daemon.commands import (
     doctor,
     init,
     pause,
+    report,
     retry,
     run,
     status,
@@ -73,7 +74,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"batchd {_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (init, run, validate, submit, watch, status, top, cancel, retry, verify, pause, doctor):
+    for command in (
+        init,
+        run,
+        validate,
+        submit,
+        watch,
+        status,
+        top,
+        cancel,
+        retry,
+        verify,
+        report,
+        pause,
+        doctor,
+    ):
         command.add(commands)
     return parser
 

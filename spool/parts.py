@@ -279,7 +279,16 @@ def read(batch: Path, name: PartName) -> Iterator[Result]:
     Raises:
         ValueError: the part is damaged; the message names it.
     """
-    rows = path_of(batch, name).read_bytes().split(b"\n")
+    return parse(path_of(batch, name).read_bytes(), name)
+
+
+def parse(content: bytes, name: PartName) -> Iterator[Result]:
+    """The results that a part of this name and content holds.
+
+    Raises:
+        ValueError: as `read`.
+    """
+    rows = content.split(b"\n")
     is_whole = rows.pop() == b""
     for row in rows:
         try:
