@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
 from daemon.page import charts, figures, history
+from daemon.page.blocks import known, legend, section
 from daemon.page.charts import Piece
 from daemon.page.elements import Child, tag
 from daemon.page.facts import Facts
 from daemon.page.history import PoolUse, Stretch
-from daemon.page.progress import facts_line, legend, section
 
 _NAMES = {
     "validating": "validating",
@@ -101,7 +101,7 @@ def deadline(facts: Facts) -> Element:
     share = (at - sla["submitted_at"]) / window if window > 0 else 1.0
     told = margin_text(margin, ended=ended)
     kind = "bad" if margin < 0 or sla["at_risk"] else "good"
-    known = {
+    numbers = {
         "deadline": figures.moment(sla["deadline_at"]),
         "window": figures.span(window),
         "used": figures.percent(max(0.0, min(share, 1.0))),
@@ -112,8 +112,8 @@ def deadline(facts: Facts) -> Element:
     return section(
         "Deadline",
         tag("p", tag("strong", told)),
-        charts.bar(f"used: {known['used']}", share, kind),
-        facts_line(**known),
+        charts.bar(f"used: {numbers['used']}", share, kind),
+        known(numbers),
         *notes,
     )
 
@@ -135,10 +135,10 @@ def pools(uses: Sequence[PoolUse]) -> Element | None:
             f"{reason} {count:,}" if len(each.reasons) > 1 else reason
             for reason, count in each.reasons.items()
         )
-        figures_ = {"runs": f"{each.runs:,}", "time": figures.span(each.seconds), "why": reasons}
+        numbers = {"runs": f"{each.runs:,}", "time": figures.span(each.seconds), "why": reasons}
         if each.preemptions:
-            figures_["pre-empted"] = f"{each.preemptions:,}"
-        children += [tag("h3", each.pool), facts_line(**figures_)]
+            numbers["pre-empted"] = f"{each.preemptions:,}"
+        children += [tag("h3", each.pool), known(numbers)]
     return section("Pools", *children)
 
 
@@ -164,13 +164,13 @@ def cost(uses: Sequence[PoolUse], facts: Facts) -> Element | None:
     per = {}
     _, completed, _ = facts.shown.counts
     if completed:
-        per["for_1,000_answers"] = money(total / completed * 1000)
+        per["for 1,000 answers"] = money(total / completed * 1000)
     usage = facts.shown.extra["usage"]
     if usage and usage["total_tokens"]:
-        per["for_1M_tokens"] = money(total / usage["total_tokens"] * 1e6)
+        per["for 1M tokens"] = money(total / usage["total_tokens"] * 1e6)
     return section(
         "Cost",
-        facts_line(at_most=money(total), **per),
+        known({"at most": money(total), **per}),
         *(tag("p", line) for line in lines),
         tag("p", note, class_="soft"),
     )
@@ -202,7 +202,7 @@ def validation(facts: Facts) -> Element | None:
 def details(facts: Facts) -> Element:
     """What it is, and what its user and batchd noted about it."""
     tree, extra = facts.shown.tree, facts.shown.extra
-    known: list[tuple[str, str | None]] = [
+    noted: list[tuple[str, str | None]] = [
         ("file", tree["input_file_id"]),
         ("model", tree["model"]),
         ("endpoint", tree["endpoint"]),
@@ -211,5 +211,5 @@ def details(facts: Facts) -> Element:
         *((f"metadata: {key}", value) for key, value in (tree["metadata"] or {}).items()),
         *(("warning", each) for each in extra["warnings"]),
     ]
-    pairs = [each for name, text in known if text for each in (tag("dt", name), tag("dd", text))]
+    pairs = [each for name, text in noted if text for each in (tag("dt", name), tag("dd", text))]
     return section("Details", tag("dl", *pairs, class_="facts"))

@@ -149,6 +149,8 @@ def _of_archived(home: layout.Layout, name: str, now: float) -> Facts:
         where = "outbox/ or archive/" if isinstance(error, StopIteration) else f"outbox/, and {_OWNER_ONLY}"
         message = f"no batch named {name!r} in {where}: `batchd status` lists those in outbox/"
         raise CommandError(message, Exit.WRONG_USE) from error
+    except OSError as error:
+        raise CommandError(f"{home.archive}: {error}", Exit.FAILED) from error
     tree = orjson.loads(status.render(record, "", final=final))
     shown = outbox.Shown(str(record.outbox_name or record.batch_id), tree)
     gone = f"outbox/{shown.name} is gone, and its results with it"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
 from daemon.page import charts, figures
+from daemon.page.blocks import known, legend, missing, section
 from daemon.page.charts import Column, Label
 from daemon.page.elements import Child, tag
 from daemon.page.facts import Facts
@@ -41,40 +42,15 @@ _DURATIONS = (
 )
 
 
-def section(title: str, *children: Child) -> Element:
-    """A section with its heading."""
-    return tag("section", tag("h2", title), *children)
-
-
-def missing(why: str) -> Element:
-    """What stands where a figure is not known."""
-    return tag("p", f"Not known: {why}.", class_="soft")
-
-
-def facts_line(**facts: str) -> Element:
-    """Some figures side by side; underscores in their names are blanks."""
-    pairs = (tag("div", tag("dt", name.replace("_", " ")), tag("dd", text)) for name, text in facts.items())
-    return tag("dl", *pairs, class_="figures")
-
-
-def legend(*entries: tuple[str, str]) -> Element:
-    """What colours mean: the class and the meaning of each."""
-    rows = []
-    for kind, text in entries:
-        square = tag("svg", tag("rect", width="100%", height="100%", rx=2, class_=kind), aria_hidden="true")
-        rows.append(tag("li", square, text))
-    return tag("ul", *rows, class_="legend")
-
-
 def throughput(facts: Facts, running_s: float) -> Element:
     """Results and tokens by time."""
     timeline = facts.timeline
     if timeline is None:
         return section("Throughput", missing(facts.why_no_timeline))
     done, tokens = sum(timeline.completed) + sum(timeline.failed), sum(timeline.tokens)
-    known = {"results": f"{done:,}"}
+    numbers = {"results": f"{done:,}"}
     if running_s > 0:
-        known |= {
+        numbers |= {
             "while running": f"{figures.short(done / running_s)} requests/s",
             "tokens": f"{figures.short(tokens / running_s)} tokens/s",
         }
@@ -87,8 +63,7 @@ def throughput(facts: Facts, running_s: float) -> Element:
     if len(timeline.completed) > 1 and timeline.interval_s > 0:
         failed = [("bad", "failed")] if any(timeline.failed) else []
         drawn = [_rates(timeline), legend(("good", "answered"), *failed), *_token_rates(timeline)]
-    summary = facts_line(**{name.replace(" ", "_"): text for name, text in known.items()})
-    return section("Throughput", summary, *drawn, tag("p", note, class_="soft"))
+    return section("Throughput", known(numbers), *drawn, tag("p", note, class_="soft"))
 
 
 def _grouped(timeline: Timeline) -> tuple[float, list[tuple[int, int, int]]]:
@@ -154,7 +129,7 @@ def latency(facts: Facts) -> Element:
         "engine and without that in batchd's queue. Recorded in buckets, so shares are said as bounds. "
         "Failed requests, and those that took the answer of an identical one, are left out."
     )
-    known = {f"{share * 100:g}_%": _bound(found, share) for share in (0.5, 0.9, 0.99)}
+    bounds = {f"{share * 100:g} %": _bound(found, share) for share in (0.5, 0.9, 0.99)}
     first, last = _used(found.counts)
     edges = (0.0, *found.bounds_s)
     shown, labels = [], []
@@ -168,7 +143,7 @@ def latency(facts: Facts) -> Element:
     labels.append(Label(1.0, "∞" if last == len(found.bounds_s) else figures.span(found.bounds_s[last])))
     return section(
         "Latency",
-        facts_line(answers=f"{sum(found.counts):,}", **known),
+        known({"answers": f"{sum(found.counts):,}", **bounds}),
         tag(
             "figure",
             tag("figcaption", "Answers by the time that the engine took"),
@@ -235,12 +210,14 @@ def _lengths(title: str, name: str, lengths: Lengths) -> list[Child]:
     labels.append(Label(1 - (1 - middle) / len(bins), last))
     return [
         tag("h3", title),
-        facts_line(
-            total=f"{lengths.total:,}",
-            mean=figures.short(lengths.total / lengths.count),
-            median=f"{lengths.quantile(0.5):,}",
-            **{"99_%": f"≤ {lengths.quantile(0.99):,}"},
-            longest=f"{lengths.longest:,}",
+        known(
+            {
+                "total": f"{lengths.total:,}",
+                "mean": figures.short(lengths.total / lengths.count),
+                "median": f"{lengths.quantile(0.5):,}",
+                "99 %": f"≤ {lengths.quantile(0.99):,}",
+                "longest": f"{lengths.longest:,}",
+            }
         ),
         tag(
             "figure",

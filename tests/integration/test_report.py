@@ -117,12 +117,20 @@ def test_a_batch_that_goes_on_is_shown_as_of_now(daemon: Daemon) -> None:
     assert "it has not ended yet" not in _report()
 
 
-def test_a_batch_that_shows_no_part_yet_says_so(daemon: Daemon) -> None:
-    daemon.run.may_go_on.clear()
-    daemon.run._limits = (0,)  # type: ignore[attr-defined]
-    daemon.drop(count=3)
+def test_a_batch_that_shows_no_part_yet_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And when its window ends like that, that nothing was worked on."""
+    daemon = Daemon(tmp_path, run=Paced(0))
+    monkeypatch.setenv("BATCHD_SPOOL__ROOT", str(daemon.home.root))
+    monkeypatch.chdir(tmp_path)
+    daemon.drop(count=3, sidecar="completion_window: 90m\n")
     daemon.until(daemon.phase("running"))
     assert "Not known: no part is shown" in _report()
+    daemon.until(daemon.is_at("expired"), later_s=5401)
+    daemon.until(lambda: not daemon.lifecycle.held, later_s=5401)
+    text = _report()
+    assert "batch_expired\n3 · 100 %" in text
+    assert "Not known: no request was worked on." in text
+    daemon.stop()
 
 
 def test_a_batch_whose_folder_was_moved_away_is_known_from_the_archive(daemon: Daemon) -> None:
