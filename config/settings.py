@@ -88,7 +88,11 @@ class PoolSettings(_Section):
     """One (mock) pool of capacity."""
 
     capacity: int = Field(ge=0, description="Runs at a time in this pool.")
-    price_per_hour: float = Field(0, ge=0, description="Price of an hour of one run, for reports.")
+    price_per_hour: float = Field(
+        0,
+        ge=0,
+        description="Price of an hour of one run, in a currency of yours, for `batchd report` (0 = none).",
+    )
     resources: dict[str, float] = Field(
         default_factory=dict, description="Ray resources that place a run's work on the pool's nodes."
     )

@@ -14,6 +14,7 @@ from daemon.commands import (
     doctor,
     init,
     pause,
+    report,
     retry,
     run,
     status,
@@ -81,7 +82,21 @@ def _parser() -> argparse.ArgumentParser:
         'eval "$(batchd --print-completion bash)"',
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (init, run, validate, submit, watch, status, top, cancel, retry, verify, pause, doctor):
+    for command in (
+        init,
+        run,
+        validate,
+        submit,
+        watch,
+        status,
+        top,
+        cancel,
+        retry,
+        verify,
+        report,
+        pause,
+        doctor,
+    ):
         command.add(commands)
     return parser
 

@@ -132,7 +132,7 @@ def unanswered(status: Status, reason: str) -> tuple[str, str]:
 
 
 def _merge(batch: Batch, requests: int, missing: tuple[str, str] | None) -> merge.Merged:
-    return merge.merge(batch.folder, requests, missing, batch.mode)
+    return merge.merge(batch.folder, requests, missing, batch.mode, batch.record.in_progress_at)
 
 
 def _merge_again(batch: Batch, final: Final) -> None:
@@ -167,5 +167,7 @@ def _decide(batch: Batch, outcome: Outcome, now: Callable[[], float]) -> Final:
         errors_file=merged.errors,
         usage=merged.usage,
         shared_requests=merged.shared,
+        timeline=merged.timeline,
+        latency=merged.latency,
         warnings=tuple(warnings),
     )

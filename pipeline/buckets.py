@@ -58,7 +58,7 @@ class Buckets:
             OSError: they cannot be written.
         """
         first, span, held = self._first, self._span, self._held
-        for line, ok, _, text, _ in results:
+        for line, ok, _, text, *_ in results:
             held[(line - first) // span].append(_ROW % (line, ok, text))
             self._held_bytes += len(text)
         if self._held_bytes >= HELD_BYTES:

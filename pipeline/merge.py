@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
@@ -26,7 +27,8 @@ from pipeline import errors
 from pipeline.buckets import Buckets
 from spool import failpoints, files, lines, parts, plan
 from spool.parts import Result, Usage
-from spool.record import FileFacts, UsageTotals
+from spool.record import FileFacts, Latency, Timeline, UsageTotals
+from spool.timeline import Pace
 
 FOLDER = "merged"
 OUTPUT_FILE = "output.jsonl"
@@ -45,6 +47,7 @@ class Merged:
         shared: how many took the answer of an identical request.
         output: None where no request was completed; there is no file then.
         errors: None where no request failed; there is no file then.
+        timeline: None where there was no part. So latency, and where no part knows it.
     """
 
     total: int
@@ -54,9 +57,17 @@ class Merged:
     shared: int
     output: FileFacts | None
     errors: FileFacts | None
+    timeline: Timeline | None
+    latency: Latency | None
 
 
-def merge(batch: Path, plan_requests: int, unanswered: tuple[str, str] | None, mode: int) -> Merged:
+def merge(
+    batch: Path,
+    plan_requests: int,
+    unanswered: tuple[str, str] | None,
+    mode: int,
+    began: float | None = None,
+) -> Merged:
     """Write the result files into `merged/` of a batch's folder, durably.
 
     Args:
@@ -64,6 +75,7 @@ def merge(batch: Path, plan_requests: int, unanswered: tuple[str, str] | None, m
         plan_requests: requests in the batch, as its plan says.
         unanswered: code and message for requests without a result; None where each must have one.
         mode: permission bits of the files.
+        began: when its first run did, Unix seconds.
 
     Raises:
         FileNotFoundError: the batch was adopted by another daemon.
@@ -82,12 +94,13 @@ def merge(batch: Path, plan_requests: int, unanswered: tuple[str, str] | None, m
     _check_plan(batch, shards, plan_requests)
     usage = Usage()
     shared = 0
+    pace = Pace()
     with contextlib.ExitStack() as stack:
         output = _Writer(folder / OUTPUT_FILE, mode, stack, "merge.output")
         failures = _Writer(folder / ERRORS_FILE, mode, stack, "merge.errors")
         buckets = _buckets(batch, shards, named, plan_requests)
         for shard in shards:
-            results = _results(batch, shard, named[shard.index], unanswered)
+            results = _results(batch, shard, named[shard.index], unanswered, pace)
             usage = usage.plus(parts.total(result.usage for result in results if result.ok))
             shared += sum(result.shared for result in results)
             if buckets:
@@ -110,6 +123,8 @@ def merge(batch: Path, plan_requests: int, unanswered: tuple[str, str] | None, m
         shared=shared,
         output=output.facts(),
         errors=failures.facts(),
+        timeline=pace.timeline(began),
+        latency=pace.latency(),
     )
 
 
@@ -138,13 +153,20 @@ def _check_plan(batch: Path, shards: list[plan.Shard], plan_requests: int) -> No
 
 
 def _results(
-    batch: Path, shard: plan.Shard, names: list[parts.PartName], unanswered: tuple[str, str] | None
+    batch: Path,
+    shard: plan.Shard,
+    names: list[parts.PartName],
+    unanswered: tuple[str, str] | None,
+    pace: Pace,
 ) -> list[Result]:
     """One result for each request of a shard, in order; the first attempt's wins."""
     found: dict[int, Result] = {}
     for name in names:
+        before = len(found)
         for result in parts.read(batch, name):
             found.setdefault(result.line, result)
+        fresh = list(itertools.islice(found.values(), before, None)) if before else None
+        pace.add(name, parts.path_of(batch, name).stat().st_mtime, fresh)
     wanted = plan.read_lines(batch, shard)
     if len(found) < shard.lines and unanswered:
         batch_id = batch.name.rpartition("~")[0]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from spool.parts import Result, Usage
 
 # The fields of a result, those of its usage among them.
-_Row = tuple[int, bool, int, int, int, int, bytes, bool]
+_Row = tuple[int, bool, int, int, int, int, bytes, bool, int | None]
 
 
 class Reply(NamedTuple):
@@ -33,14 +33,15 @@ class Reply(NamedTuple):
     def __reduce__(self) -> tuple[Callable[..., Reply], tuple[Any, ...]]:
         """How it is pickled."""
         rows: list[_Row] = [
-            (line, ok, *usage, text, shared) for line, ok, usage, text, shared in self.results
+            (line, ok, *usage, text, shared, latency)
+            for line, ok, usage, text, shared, latency in self.results
         ]
         return _unpickle, (rows, self.died, tuple(self.inside), self.crowd)
 
 
 def _unpickle(rows: list[_Row], died: str | None, inside: tuple[int, ...], crowd: int) -> Reply:
     results = [
-        Result(line, ok, Usage(inputs, cached, outputs, reasoning), text, shared)
-        for line, ok, inputs, cached, outputs, reasoning, text, shared in rows
+        Result(line, ok, Usage(inputs, cached, outputs, reasoning), text, shared, latency)
+        for line, ok, inputs, cached, outputs, reasoning, text, shared, latency in rows
     ]
     return Reply(results, died, inside, crowd)

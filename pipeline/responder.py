@@ -20,7 +20,7 @@ from config import settings
 from pipeline import errors
 from pipeline.engine import Engine
 from pipeline.time_limit import TimeLimit
-from spool import codes, lines
+from spool import codes, latency, lines
 from spool.parts import Result, Usage
 
 _log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Responder:
         self._durations.append(ended - began)
         self._outcomes[outcome] += 1
         self._usage = self._usage.plus(result.usage)
-        return result
+        return result._replace(latency=latency.bucket(ended - began)) if result.ok else result
 
     def take_activity(self) -> Activity:
         """What came of the requests since the last call."""

@@ -82,7 +82,7 @@ def share(
     sender = _address(batch_id, result.line, request)
     for line, follower in followers:
         text = lines.readdress(result.text, sender, _address(batch_id, line, follower))
-        yield result._replace(line=line, text=text, shared=True)
+        yield result._replace(line=line, text=text, shared=True, latency=None)
 
 
 def _address(batch_id: str, line: int, request: bytes) -> lines.Address:

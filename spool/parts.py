@@ -5,6 +5,7 @@ is written as one part. The name holds all that progress needs, so counting mean
 
     parts/00000012.1.ok127.err1.tok5120     shard 12, attempt 1, 127 answered, 1 failed, 5,120 tokens
     parts/00000013.1.ok127.err1.tok5120.shr9    the same of shard 13, and 9 took the answer of a twin
+    parts/00000014.1.ok128.err0.tok5120.lat12-3-125    how long the engine took for each, see latency.py
     parts/0012/                             the parts of shards 12 * 256 to 12 * 256 + 255
 
 The first 256 shards stand in parts/ itself, so that a small batch needs no other folder. A million lines are
@@ -21,17 +22,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from spool import files
+from spool import files, latency
 
 FOLDER = "parts"
 # Reading a shard's parts lists the names of this many shards at most, and of the folders.
 FOLDER_SHARDS = 256
-_NAME = re.compile(r"(\d{8})\.(\d+)\.ok(\d+)\.err(\d+)\.tok(\d+)(?:\.shr(\d+))?")
+_NAME = re.compile(r"(\d{8})\.(\d+)\.ok(\d+)\.err(\d+)\.tok(\d+)(?:\.shr(\d+))?(?:\.lat(\d+(?:-\d+)+))?")
 _OK, _SHARED = 1, 2
 _FLAGS = {b"%d" % flags: (bool(flags & _OK), bool(flags & _SHARED)) for flags in range(4)}
 
@@ -70,6 +72,8 @@ class Result(NamedTuple):
         usage: tokens, all 0 for a failure.
         text: the finished JSON line, without its line end.
         shared: whether it is the result of an identical request, which alone was sent to an engine.
+        latency: bucket of the time that the engine took, see latency.py; None for what none answered, and for
+            what was read back: a part says it of all its results together.
     """
 
     line: int
@@ -77,10 +81,15 @@ class Result(NamedTuple):
     usage: Usage
     text: bytes
     shared: bool = False
+    latency: int | None = None
 
 
 class PartName(NamedTuple):
-    """What the name of a part says."""
+    """What the name of a part says.
+
+    Attributes:
+        latency: of its answers, as latency.py encodes it; empty where nothing is known.
+    """
 
     shard: int
     attempt: int
@@ -88,6 +97,7 @@ class PartName(NamedTuple):
     failed: int
     tokens: int
     shared: int = 0
+    latency: str = ""
 
     @property
     def results(self) -> int:
@@ -97,13 +107,18 @@ class PartName(NamedTuple):
     def __str__(self) -> str:
         """The file name."""
         name = f"{self.shard:08d}.{self.attempt}.ok{self.completed}.err{self.failed}.tok{self.tokens}"
-        return f"{name}.shr{self.shared}" if self.shared else name
+        shared = f".shr{self.shared}" if self.shared else ""
+        return f"{name}{shared}.lat{self.latency}" if self.latency else f"{name}{shared}"
 
     @classmethod
     def parse(cls, name: str) -> PartName | None:
         """The part that a file name stands for, None for any other file."""
         match = _NAME.fullmatch(name)
-        return cls(*map(int, match.groups(default="0"))) if match else None
+        if not match:
+            return None
+        *numbers, times = match.groups(default="0")
+        shard, attempt, completed, failed, tokens, shared = map(int, numbers)
+        return cls(shard, attempt, completed, failed, tokens, shared, "" if times == "0" else times)
 
 
 def write(batch: Path, shard: int, attempt: int, results: Iterable[Result]) -> PartName:
@@ -120,13 +135,17 @@ def write(batch: Path, shard: int, attempt: int, results: Iterable[Result]) -> P
     """
     rows: list[bytes] = []
     completed = tokens = shared = 0
-    for line, ok, usage, text, is_shared in results:
+    times: list[int] = []
+    for line, ok, usage, text, is_shared, took in results:
         flags = ok * _OK + is_shared * _SHARED
         rows.append(b"%d\t%d\t%d\t%d\t%d\t%d\t%s\n" % (line, flags, *usage, text))
         completed += ok
         shared += is_shared
         tokens += usage.total_tokens
-    name = PartName(shard, attempt, completed, len(rows) - completed, tokens, shared)
+        if took is not None:
+            times.append(took)
+    known = latency.encode(Counter(times))
+    name = PartName(shard, attempt, completed, len(rows) - completed, tokens, shared, known)
     folder = _folder(batch, shard)
     if folder.name != FOLDER:
         files.ensure_folder(folder)  # of an adopted batch the parent is gone as well
@@ -259,7 +278,16 @@ def read(batch: Path, name: PartName) -> Iterator[Result]:
     Raises:
         ValueError: the part is damaged; the message names it.
     """
-    rows = path_of(batch, name).read_bytes().split(b"\n")
+    return parse(path_of(batch, name).read_bytes(), name)
+
+
+def parse(content: bytes, name: PartName) -> Iterator[Result]:
+    """The results that a part of this name and content holds.
+
+    Raises:
+        ValueError: as `read`.
+    """
+    rows = content.split(b"\n")
     is_whole = rows.pop() == b""
     for row in rows:
         try:

@@ -191,6 +191,34 @@ class UsageTotals(Frozen):
     reasoning_tokens: int = 0
 
 
+class Timeline(Frozen):
+    """How many results became durable when: sums over equal intervals, see timeline.py.
+
+    Attributes:
+        began: when the first interval begins, Unix seconds.
+        interval_s: length of each; 0 where all came at one moment.
+        completed, failed, tokens: one number for each interval.
+    """
+
+    began: float
+    interval_s: float
+    completed: tuple[int, ...]
+    failed: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+
+class Latency(Frozen):
+    """How long the engine took for each answer: counts of buckets, see latency.py.
+
+    Attributes:
+        bounds_s: the most seconds of each bucket but the last.
+        counts: one more than bounds.
+    """
+
+    bounds_s: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
 class Final(Frozen):
     """The commit point: once durable, recovery only rolls forward to this outcome.
 
@@ -200,6 +228,7 @@ class Final(Frozen):
         output: None where no line succeeded.
         errors_file: None where no line failed.
         shared_requests: how many took the answer of an identical request.
+        timeline: None where no request was worked on, and in what older versions wrote. So latency.
     """
 
     format: Literal[1] = 1
@@ -214,4 +243,6 @@ class Final(Frozen):
     errors_file: FileFacts | None = None
     usage: UsageTotals = UsageTotals()
     shared_requests: int = 0
+    timeline: Timeline | None = None
+    latency: Latency | None = None
     warnings: tuple[str, ...] = ()

@@ -160,7 +160,7 @@ def test_every_command_explains_itself() -> None:
     """`--help` works for each, and starts fast enough to be typed."""
     for name in (
         *("init", "run", "validate", "submit", "watch", "status"),
-        *("cancel", "retry", "verify", "doctor"),
+        *("cancel", "retry", "verify", "report", "doctor"),
     ):
         done = command(name, "--help")
         assert done.returncode == 0

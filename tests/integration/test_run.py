@@ -23,7 +23,7 @@ import pytest
 
 from config import settings
 from pipeline import errors, fleet, gate, merge, priority, run, slices
-from spool import attempts, control, parts, plan
+from spool import attempts, control, latency, parts, plan
 
 SHARD_LINES = 128
 EXPIRED = ("batch_expired", "too late")
@@ -446,6 +446,19 @@ def test_engines_run_before_the_workers_that_hand_requests_around(
             niceness[title] = niceness.get(title, set()) | found
     assert niceness["ray::Replica"] == {ours}
     assert priority.NICENESS in niceness["ray::IDLE"], "they have worked, and wait"
+
+
+def test_parts_say_how_long_the_engine_took(
+    started: fleet.Fleet, configured: settings.Settings, tmp_path: Path
+) -> None:
+    """Of each answer; it comes from the replica's process, through Ray, into the names and the merge."""
+    batch = make_batch(tmp_path, "slow", "slow", 150)
+    run.run([run.Work(batch, 1)], "slow", started, configured, {})
+    merged = merge.merge(batch, 150, EXPIRED, 0o644, time.time() - LIMIT_S)
+    assert merged.latency is not None and merged.timeline is not None
+    took = {index for index, count in enumerate(merged.latency.counts) if count}
+    assert sum(merged.latency.counts) == sum(merged.timeline.completed) == 150
+    assert min(took) >= latency.bucket(SLOW_S) and max(took) < latency.bucket(LIMIT_S)
 
 
 def test_a_request_that_takes_too_long_fails_alone(started: fleet.Fleet, tmp_path: Path) -> None:

@@ -178,6 +178,18 @@ def test_an_owner_that_was_adopted_publishes_nothing(tmp_path: Path) -> None:
     assert (batch.outbox / "status.json").read_bytes() == before
 
 
+def test_an_outcome_of_an_older_version_is_read(tmp_path: Path) -> None:
+    """It has neither a timeline nor latencies; both are unknown then."""
+    home, instance = spools.make(tmp_path)
+    batch = spools.planned(spools.claimed(home, instance))
+    _commit(batch)
+    path = batch.folder / layout.FINAL_FILE
+    tree = orjson.loads(path.read_bytes())
+    assert tree.pop("timeline") is None and tree.pop("latency") is None
+    path.write_bytes(orjson.dumps(tree))
+    assert batches.read_final(batch.folder) == batch.final
+
+
 def test_a_committed_batch_is_published_and_archived(tmp_path: Path) -> None:
     """The terminal status comes with the files it names, and only drop, record and outcome are kept."""
     home, instance = spools.make(tmp_path)

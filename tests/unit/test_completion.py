@@ -62,7 +62,7 @@ def offered(script: str, folder: Path, *words: str) -> list[str]:
     ("words", "expected"),
     [
         (["st"], ["status"]),
-        (["re"], ["retry", "resume"]),
+        (["re"], ["retry", "report", "resume"]),
         (["run", "--c"], ["--config", "--check"]),
         (["submit", "file.jsonl", "--pool", ""], ["auto", "spot", "dedicated"]),
         (["status", "--state", "ca"], ["cancelling", "cancelled"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,27 @@ def test_a_refused_line_keeps_its_place(tmp_path: Path) -> None:
     parts.write(batch, 0, 0, [refused])
     merge.merge(batch, 2, EXPIRED, 0o644)
     assert custom_ids(batch / "merged" / "errors.jsonl") == [None, "c1"]
+
+
+def test_a_merge_says_when_results_came_and_how_long_they_took(tmp_path: Path) -> None:
+    """By its parts' times and names; a line that stands in two parts counts once."""
+    batch = make_batch(tmp_path, 8)
+    timed = [
+        (0, 1, 1100.0, [result(0)._replace(latency=12), result(1)._replace(latency=12)]),
+        (0, 2, 1200.0, [result(1), result(2)._replace(latency=14), result(3, ok=False)]),
+        (1, 1, 1400.0, [result(line)._replace(latency=13) for line in (4, 5)]),
+    ]
+    for shard, attempt, at, rows in timed:
+        os.utime(parts.path_of(batch, parts.write(batch, shard, attempt, rows)), (at, at))
+    merged = merge.merge(batch, 8, EXPIRED, 0o644, 1000.0)
+    assert merged.timeline is not None
+    assert (merged.timeline.began, merged.timeline.interval_s) == (1000.0, 400 / 3)
+    assert merged.timeline.completed == (2, 1, 2)
+    assert merged.timeline.failed == (0, 1, 0)
+    assert merged.timeline.tokens == (10, 5, 10)
+    assert merged.latency is not None
+    assert merged.latency.counts[12:16] == (2, 2, 1, 0)
+    assert sum(merged.latency.counts) == 5
 
 
 def test_a_merge_may_be_repeated(tmp_path: Path) -> None:

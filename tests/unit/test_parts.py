@@ -42,6 +42,18 @@ def test_shared_results_are_counted_by_name(tmp_path: Path) -> None:
     assert PartName.parse("00000012.1.ok1.err1.tok5") == PartName(12, 1, 1, 1, 5, 0)
 
 
+def test_a_name_says_how_long_the_engine_took(tmp_path: Path) -> None:
+    """Of what it answered itself; rows say nothing of it, and keep their form."""
+    (tmp_path / parts.FOLDER).mkdir()
+    answered = [Result(line, True, Usage(), b"{}", latency=took) for line, took in enumerate((13, 12, 13))]
+    others = [Result(3, True, Usage(), b"{}", shared=True), Result(4, False, Usage(), b"{}")]
+    name = parts.write(tmp_path, 0, 1, answered + others)
+    assert str(name) == "00000000.1.ok4.err1.tok0.shr1.lat12-1-2"
+    assert parts.list_parts(tmp_path) == [name]
+    assert [result.latency for result in parts.read(tmp_path, name)] == [None] * 5
+    assert parts.path_of(tmp_path, name).read_bytes().splitlines()[0] == b"0\t1\t0\t0\t0\t0\t{}"
+
+
 def test_foreign_names_are_no_parts(tmp_path: Path) -> None:
     """A temporary left by a killed writer does not count."""
     (tmp_path / parts.FOLDER).mkdir()

@@ -8,7 +8,7 @@ from pipeline.reply import Reply
 from spool.parts import Result, Usage
 
 RESULTS = [
-    Result(5, True, Usage(3, 1, 2, 4), b'{"a":1}', shared=True),
+    Result(5, True, Usage(3, 1, 2, 4), b'{"a":1}', shared=True, latency=12),
     Result(7, False, Usage(), b'{"error":1}'),
 ]
 

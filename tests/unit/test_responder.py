@@ -13,6 +13,7 @@ from config import settings
 from pipeline import errors, responder
 from pipeline.engine import Answer
 from pipeline.responder import Activity, Responder
+from spool import latency
 from spool.parts import Result, Usage
 
 USAGE = Usage(3, 1, 2, 0)
@@ -70,6 +71,18 @@ def test_an_answer_is_completed() -> None:
     assert b"\n" not in result.text and b"\r" not in result.text
     assert line["custom_id"] == "a" and line["response"]["body"] == {"model": "m"} and line["error"] is None
     assert (len(activity.durations), activity.outcomes, activity.usage) == (1, {"completed": 1}, USAGE)
+
+
+def test_an_answer_says_how_long_the_engine_took_and_a_failure_does_not() -> None:
+    """What was refused at once, or ran out of time, says nothing of an answer's latency."""
+
+    async def act(url: str, body: dict[str, Any]) -> Answer:
+        await asyncio.sleep(0.05)
+        return Answer(body["status"], b"{}", Usage())
+
+    took = answered(make(act), request("a", status=200))[0].latency
+    assert took is not None and latency.bucket(0.05) <= took <= latency.bucket(5.0)
+    assert answered(make(act), request("a", status=400))[0].latency is None
 
 
 def test_a_refusal_is_failed_and_its_tokens_do_not_count() -> None:
