@@ -24,6 +24,9 @@ class Fleet(Protocol):
     def start_engines(self) -> None:
         """Start every model; blocks."""
 
+    def warm_up(self, is_over: Callable[[], bool]) -> None:
+        """Make ready for several runs at a time; blocks."""
+
     def poll(self) -> list[ModelState]:
         """What every model did since the last poll."""
 
@@ -69,7 +72,10 @@ class Engines:
     def _serve(self) -> None:
         try:
             self._fleet.start_engines()
-            self._poll()
+            self._look()
+            self._fleet.warm_up(self._stop.is_set)
+            while not self._stop.wait(POLL_EVERY_S):
+                self._look()
         except errors.EngineStartError as error:
             self.error = error
         except Exception as error:  # noqa: BLE001 (a thread that ends unseen would leave the daemon waiting for ever)
@@ -80,19 +86,18 @@ class Engines:
             )
         self._wake.set()
 
-    def _poll(self) -> None:
-        while not self._stop.is_set():
-            states = self._fleet.poll()
-            for state in states:
-                self._observe(state)
-            ready = frozenset(state.model for state in states if state.up)
-            if ready != self.ready:
-                for model in sorted(ready ^ self.ready):
-                    if model in ready:
-                        seconds = next(state.start_seconds for state in states if state.model == model)
-                        _log.info("engine_ready", model=model, start_seconds=seconds)
-                    else:
-                        _log.warning("engine_down", model=model)
-                self.ready = ready
-                self._wake.set()
-            self._stop.wait(POLL_EVERY_S)
+    def _look(self) -> None:
+        """Take in what the models say of themselves."""
+        states = self._fleet.poll()
+        for state in states:
+            self._observe(state)
+        ready = frozenset(state.model for state in states if state.up)
+        if ready != self.ready:
+            for model in sorted(ready ^ self.ready):
+                if model in ready:
+                    seconds = next(state.start_seconds for state in states if state.model == model)
+                    _log.info("engine_ready", model=model, start_seconds=seconds)
+                else:
+                    _log.warning("engine_down", model=model)
+            self.ready = ready
+            self._wake.set()

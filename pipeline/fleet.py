@@ -2,69 +2,36 @@
 
 Replicas belong to the process that started them and live as long as it does; Ray restarts those that die.
 A replica whose process says nothing for `responder.patience_s` is killed, so that Ray restarts it. `poll`
-never waits longer than POLL_S, and is what notices both. Ray is imported inside functions only.
-
-Limits: a local Ray has no dashboard, but it listens on the machine's own address, behind a random token. A
-Ray cluster by address must have these packages installed and share the spool's filesystem.
+never waits longer than POLL_S, and is what notices both. How Ray itself is started is in ray_start.py; it is
+imported inside functions only.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import secrets
 import shutil
-import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from config import settings
-from pipeline import errors, gate, ray_watch, responder, slices
+from pipeline import errors, gate, ray_start, ray_watch, responder, slices
 from spool.parts import Usage
 
 _log = logging.getLogger(__name__)
 
-# Requests and answers of the shards in flight; Ray spills to disk beyond it.
-OBJECT_STORE_BYTES = 256 << 20
 # Most workers that are kept warm for the tasks of runs, each a process of Ray's.
 MAX_WARM = 2 * slices.MAX_TASKS
-# Two actors of Ray Data's own, which take a worker each.
-RAY_DATA_WORKERS = 2
 # Longest wait in poll(), seconds.
 POLL_S = 1.0
 # For engines to stop, seconds; those that still run then are killed.
 STOP_S = 10.0
 # Seconds between two polls after which what was asked before counts as asked now.
 DEAF_S = 10.0
-
-# What Ray's processes read from the environment; the user's own values win.
-_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
-    # The driver may write to the same log for months: 16 MiB and one older file for each process.
-    "RAY_ROTATION_MAX_BYTES": str(16 << 20),
-    "RAY_ROTATION_BACKUP_COUNT": "1",
-    # Below it, Ray Data makes a log file for every execution.
-    "RAY_DATA_LOG_LEVEL": "WARNING",
-    # Kills what a dead worker leaves behind, such as vLLM's engine process.
-    "RAY_process_group_cleanup_enabled": "1",
-    "RAY_enable_metrics_collection": "0",
-    # Ray's own default is 15, for engines as for all others: each process of Ray's would run before them. Who
-    # is to give way to them does so itself, see pipeline/priority.py.
-    "RAY_worker_niceness": "0",
-    # A thread that asks for something after the end must not start another Ray.
-    "RAY_ENABLE_AUTO_CONNECT": "0",
-    # Whoever reaches Ray's ports could run code otherwise.
-    "RAY_AUTH_MODE": "token",
-    # Ray warns about a coming default for GPUs; ours are always asked for by number.
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,23 +115,15 @@ class Fleet:
         """
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("start_ray belongs in the main thread")
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
         replicas = sum(team.model.replicas for team in self._teams.values())
-        os.environ.setdefault("RAY_num_workers_soft_limit", str(self._warm + RAY_DATA_WORKERS + replicas))
-        if self._settings.ray.address == "local" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-            # Ray listens on the machine's address: only its processes know this token, and it is in no file.
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        ray_start.prepare(self._settings.ray.address, self._warm + replicas)
         import ray
 
-        logging.getLogger("ray").setLevel(logging.WARNING)
         try:
-            with _own_signals():
-                ray.init(**_ray_options(self._settings))
+            ray_start.start(self._settings)
         except (OSError, RuntimeError, ConnectionError, ray.exceptions.RayError) as error:
             reason = " ".join(str(error).split())[:500]
             raise errors.EngineStartError(f"ray.address {self._settings.ray.address}: {reason}") from error
-        _redirect_prints()
         if self._settings.ray.address == "local":
             self._session = Path(ray._private.worker._global_node.get_session_dir_path())
         if on_lost:
@@ -191,13 +150,26 @@ class Fleet:
                 member = _Member(replica.create(team.model, self._settings.engine, num_gpus))
                 team.members.append(member)
                 waiting[member.handle.ready.remote()] = team
-        # While the engines load:
-        data.warm_up([member.handle for team in self._teams.values() for member in team.members], self._warm)
+        # While the engines load, which want the processors themselves: no more than a first run needs.
+        data.warm_up(self._all_handles(), _tasks_of_a_run(self._settings))
         while waiting:
             done, _ = ray.wait(list(waiting), num_returns=1)
             for ready in done:
                 team = waiting.pop(ready)
                 team.start_seconds = _started(team.model, ready)
+
+    def warm_up(self, is_over: Callable[[], bool]) -> None:
+        """Have the workers of further runs started; seconds.
+
+        Args:
+            is_over: asked now and then whether nobody needs them any more.
+        """
+        from pipeline import data
+
+        data.warm_up(self._all_handles(), self._warm, is_over)
+
+    def _all_handles(self) -> list[Any]:
+        return [member.handle for team in self._teams.values() for member in team.members]
 
     def handles(self, model: str) -> list[Any]:
         """The actor handles of a model's replicas."""
@@ -272,55 +244,17 @@ class Fleet:
             team.members.clear()
 
 
+def _tasks_of_a_run(configured: settings.Settings) -> int:
+    """Workers that the tasks of one run take, of the model that needs most."""
+    shapes = [slices.shape(gate.max_num_seqs(model), model.replicas) for model in configured.models]
+    return max(shape.tasks for shape in shapes)
+
+
 def _workers_for(configured: settings.Settings) -> int:
     """Workers that the tasks of all runs take together, when as many runs go on as the pools allow."""
     pools = configured.scheduler.pools
     runs = pools.spot.capacity + pools.dedicated.capacity
-    shapes = [slices.shape(gate.max_num_seqs(model), model.replicas) for model in configured.models]
-    tasks = max(shape.tasks for shape in shapes)
-    return min(MAX_WARM, tasks * runs)
-
-
-def _ray_options(configured: settings.Settings) -> dict[str, Any]:
-    quiet = {"configure_logging": False, "log_to_driver": False, "logging_level": logging.WARNING}
-    import ray
-
-    if configured.ray.address != "local":
-        return {"address": configured.ray.address, **quiet}
-    pools = configured.scheduler.pools
-    named = {**pools.spot.resources, **pools.dedicated.resources}
-    return {
-        "address": "local",
-        "num_cpus": os.cpu_count() or 1,
-        # On one machine every pool is this machine, whatever its resources are called.
-        "resources": dict.fromkeys(named, 1e6),
-        "object_store_memory": OBJECT_STORE_BYTES,
-        "include_dashboard": False,
-        # Where these packages are, also when the working directory is elsewhere.
-        "job_config": ray.job_config.JobConfig(_py_driver_sys_path=[str(Path(__file__).parents[1])]),
-        **quiet,
-    }
-
-
-@contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep our signal handlers: ray.init puts its own in the place of SIGTERM's."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-
-
-def _redirect_prints() -> None:
-    """Send to the log what Ray prints about its processes: stdout is the daemon's own."""
-    from ray._private import worker
-
-    def to_log(data: dict[str, Any], ignore_prefix: bool = False) -> None:
-        _log.warning("ray_said", extra={"text": " ".join(data.get("lines", ()))[:500]})
-
-    worker.print_to_stdstream = to_log
+    return min(MAX_WARM, _tasks_of_a_run(configured) * runs)
 
 
 def _gpus_for(model: settings.ModelSettings) -> float:

@@ -47,6 +47,9 @@ class Fleet:
         if self._error:
             raise errors.EngineStartError(self._error)
 
+    def warm_up(self, is_over: Callable[[], bool]) -> None:
+        pass
+
     def poll(self) -> list[ModelState]:
         return [ModelState("m", 1, 1, 0, 0.1, 0, (), {}, Usage())]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -41,6 +42,9 @@ class Fleet:
         """Nothing to start."""
 
     def start_engines(self) -> None:
+        """Likewise."""
+
+    def warm_up(self, is_over: Callable[[], bool]) -> None:
         """Likewise."""
 
     def poll(self) -> list[ModelState]:

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 
-from pipeline import fleet
+from pipeline import fleet, ray_start
 
 # Four daemons keep their workers for some seconds after a kill, while their successors start theirs.
 OBJECT_STORE_BYTES = 512 << 20
@@ -20,20 +20,19 @@ OBJECT_STORE_BYTES = 512 << 20
 
 def main() -> None:
     """Start Ray, say where it is, and wait."""
-    for name, value in fleet._ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("RAY_num_workers_soft_limit", str(fleet.MAX_WARM + fleet.RAY_DATA_WORKERS + 1))
+    ray_start.prepare("local", fleet.MAX_WARM + 1)
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=os.cpu_count() or 1,
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        configure_logging=False,
-        log_to_driver=False,
-        _node_ip_address="127.0.0.1",
-    )
+    with ray_start.lean():
+        ray.init(
+            address="local",
+            num_cpus=os.cpu_count() or 1,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            configure_logging=False,
+            log_to_driver=False,
+            _node_ip_address="127.0.0.1",
+        )
     node = ray._private.worker._global_node
     raylet = node.all_processes["raylet"][0].process.pid
     print(json.dumps({"address": node.gcs_address, "raylet": raylet}), flush=True)

@@ -461,7 +461,8 @@ def test_a_cancel_does_not_wait_for_the_others_of_its_run(make: Callable[..., Da
         daemon.until(daemon.phase("running" if name == "first" else "queued", name))
     control.request_cancel(daemon.home.outbox / "first")
     daemon.until(daemon.phase("running", "b"), later_s=2)
-    assert [len(call) for call in daemon.run.calls] == [1, 2]
+    # Its worker begins when the loop has gone on.
+    daemon.until(lambda: [len(call) for call in daemon.run.calls] == [1, 2], later_s=2)
     daemon.run.heeds_stop = False
     control.request_cancel(daemon.home.outbox / "b")
     daemon.until(daemon.is_at("cancelling", name="b"), later_s=4)
