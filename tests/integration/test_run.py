@@ -431,6 +431,16 @@ def test_failures_go_to_the_errors_file(
     assert tally.outcomes["flaky"] == {"failed": len(failed), "completed": 200 - len(failed)}
 
 
+def test_a_private_ray_starts_nothing_that_nobody_asks(started: fleet.Fleet) -> None:
+    titles = []
+    for pid in ray_processes():
+        with contextlib.suppress(OSError):
+            titles.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode())
+    assert any("/gcs_server " in title for title in titles)
+    unwanted = ("/autoscaler/_private/monitor.py", "/dashboard/dashboard.py", "/_private/log_monitor.py")
+    assert [title for title in titles if any(name in title for name in unwanted)] == []
+
+
 def test_engines_run_before_the_workers_that_hand_requests_around(
     started: fleet.Fleet, configured: settings.Settings, tmp_path: Path
 ) -> None:
