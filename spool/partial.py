@@ -70,11 +70,11 @@ def clear(outbox: Path) -> OSError | None:
     Raises:
         OSError: to be tried again.
     """
-    if not os.path.lexists(outbox / FOLDER):  # as of every small batch: one call for it
-        return None
     try:
         inside = files.open_folder(outbox, Path(FOLDER))  # follows no link, and waits for no FIFO's writer
     except FileNotFoundError:
+        if os.path.lexists(outbox / FOLDER):
+            raise  # a network filesystem errs, in one of the two
         return None
     except OSError as error:
         return _left([error])

@@ -49,6 +49,32 @@ def test_an_owner_that_was_adopted_shows_nothing(tmp_path: Path) -> None:
     assert os.listdir(batch.outbox) == ["status.json"]
 
 
+@pytest.mark.parametrize("call", ["open", "lstat"])
+def test_a_folder_that_is_not_found_though_it_is_there_is_looked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """It once stayed beside the end."""
+    batch, names = _batch(tmp_path)
+    partial.show(batch.folder, batch.outbox, names, 0o644)
+    real = getattr(os, call)
+
+    def missing(path: Any, *arguments: Any, **options: Any) -> Any:
+        if os.fspath(path).endswith(partial.FOLDER):
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+        return real(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, missing)
+        if call == "open":
+            with pytest.raises(FileNotFoundError):
+                partial.clear(batch.outbox)
+        else:
+            assert partial.clear(batch.outbox) is None
+    if call == "open":
+        assert partial.clear(batch.outbox) is None
+    assert os.listdir(batch.outbox) == ["status.json"]
+
+
 @pytest.mark.parametrize("error", [errno.EPERM, errno.EACCES, errno.EBUSY, errno.EROFS])
 def test_what_cannot_be_removed_is_told_and_the_rest_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
