@@ -54,8 +54,14 @@ class Closing:
         self._is_stopping = is_stopping
 
     def finish(self, held: Held, now: float) -> None:
-        """Hand the batch to a worker that says what is coming, merges, commits and publishes."""
+        """Hand the batch to a worker that says what is coming, merges, commits and publishes.
+
+        Raises:
+            BatchGone, OSError, ValueError: as every move, its parts could not be counted.
+        """
         assert held.outcome is not None
+        if held.batch.record.plan and not held.batch.final and not held.tallies:
+            held.recount()  # given up when it was adopted: what is shown of it must not fall
         held.stage, held.is_dirty = Stage.FINISHING, False
         self._workers.submit(
             "finish",

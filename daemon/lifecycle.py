@@ -76,7 +76,8 @@ class Lifecycle:
         record = batch.record
         latest = max([record.submitted_at, *(event.at for event in record.history)])
         ahead_s = max(0.0, latest - self._clock.now(monotonic))
-        held = Held(batch, Stage.CLAIMED, is_dirty=True, ahead_s=ahead_s)
+        # Not to be shown before its parts are counted: the counts that users have seen would fall.
+        held = Held(batch, Stage.CLAIMED, ahead_s=ahead_s)
         _log.info(
             "batch_adopted",
             batch=batch.id,

@@ -18,7 +18,7 @@ from daemon import intake, obstacles
 from daemon.held import Stage
 from pipeline.errors import RunError
 from spool import layout, plan
-from tests.loops import Daemon
+from tests.loops import Daemon, Paced
 
 _CALLS = ("open", "stat", "lstat", "rename", "unlink", "mkdir", "listdir", "scandir")
 
@@ -147,6 +147,29 @@ def test_a_batch_whose_folder_cannot_be_seen_is_found_again(daemon: Daemon, volu
     daemon.until(lambda: not daemon.lifecycle.held)
     volume.show()
     _ends_right(daemon)
+
+
+def test_counts_do_not_fall_while_a_batch_that_was_found_again_cannot_be_counted(
+    tmp_path: Path, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "ADOPT_EVERY_S", 0.2)
+    daemon = Daemon(tmp_path, run=Paced(128))
+    daemon.drop(count=300)
+    daemon.until(lambda: daemon.is_at("in_progress")() and daemon.status().request_counts.completed == 128)
+    (held,) = daemon.lifecycle.held.values()
+    volume.hide(lambda call, path: held.batch.folder in (path, *path.parents), times=10_000)
+    daemon.run.may_go_on.set()
+    daemon.until(lambda: not daemon.lifecycle.held)
+    volume.hide(lambda call, path: (call, path.name) == ("scandir", "parts"), times=5)
+    volume.hits = 0
+
+    def is_found() -> bool:
+        assert daemon.status().request_counts.completed >= 128
+        return volume.hits == 5
+
+    daemon.until(is_found, later_s=20)
+    _ends_right(daemon, 300)
+    daemon.stop()
 
 
 def test_an_adoption_that_was_cut_off_by_an_error_goes_on(
