@@ -31,7 +31,9 @@ LOOK_EVERY_S = 0.005
 WARM_UP_LINES = 256
 # Processors that an idle daemon's processes take at most: vLLM's worker on a CPU polls, so 0.2 are usual.
 SETTLED = 0.5
-SETTLE_LIMIT_S = 30.0
+# These start when nothing was to be done for 3 s, see daemon/engines.py.
+QUIET_S = 5
+SETTLE_LIMIT_S = 40.0
 # What a batch has done when it enters a phase of its history.
 STEPS = {
     "queued": "validation and plan",
@@ -119,13 +121,12 @@ class Batchd:
     def _settle(self) -> None:
         """Wait for what still starts beside it, such as workers that only a second run needs."""
         ends_at = time.monotonic() + SETTLE_LIMIT_S
-        used_s, at = self._processor_s(), time.monotonic()
-        while time.monotonic() < ends_at:
+        used_s = self._processor_s()
+        quiet_s = 0
+        while quiet_s < QUIET_S and time.monotonic() < ends_at:
             time.sleep(1)
-            before, began = used_s, at
-            used_s, at = self._processor_s(), time.monotonic()
-            if used_s - before < SETTLED * (at - began):
-                return
+            before, used_s = used_s, self._processor_s()
+            quiet_s = quiet_s + 1 if used_s - before < SETTLED else 0
 
     def _processor_s(self) -> float:
         """Seconds of processor time of all its processes."""

@@ -15,6 +15,9 @@ from pipeline import errors
 from pipeline.fleet import ModelState
 
 POLL_EVERY_S = 1.0
+# In a row that find the engines idle, before workers for several runs at a time are started, once: on 2 cores
+# that takes 5 s, by which the first batch after a start would end later (measured 2026-11-24).
+QUIET_LOOKS = 3
 _log = logs.get()
 
 
@@ -73,9 +76,13 @@ class Engines:
         try:
             self._fleet.start_engines()
             self._look()
-            self._fleet.warm_up(self._stop.is_set)
+            quiet_looks = 0
             while not self._stop.wait(POLL_EVERY_S):
-                self._look()
+                is_busy = self._look()
+                if quiet_looks < QUIET_LOOKS:
+                    quiet_looks = 0 if is_busy else quiet_looks + 1
+                    if quiet_looks == QUIET_LOOKS:
+                        self._fleet.warm_up(self._stop.is_set)
         except errors.EngineStartError as error:
             self.error = error
         except Exception as error:  # noqa: BLE001 (a thread that ends unseen would leave the daemon waiting for ever)
@@ -86,8 +93,8 @@ class Engines:
             )
         self._wake.set()
 
-    def _look(self) -> None:
-        """Take in what the models say of themselves."""
+    def _look(self) -> bool:
+        """Take in what the models say of themselves; whether any of them has something to do."""
         states = self._fleet.poll()
         for state in states:
             self._observe(state)
@@ -101,3 +108,4 @@ class Engines:
                     _log.warning("engine_down", model=model)
             self.ready = ready
             self._wake.set()
+        return any(state.inflight for state in states)
