@@ -55,7 +55,11 @@ def tell(command: Sequence[str], status_file: Path, timeout_s: float, stopped: C
 
 def _try(command: Sequence[str], status_file: Path, timeout_s: float) -> str | None:
     """What went wrong, if anything did."""
-    with tempfile.TemporaryFile() as said:
+    try:
+        said = tempfile.TemporaryFile()  # noqa: SIM115 (closed below; where it cannot be made, that is the problem)
+    except OSError as error:
+        return f"cannot be started: {error}"
+    with said:
         try:
             process = subprocess.Popen(  # noqa: S603 (the operator's own command)
                 [*command, str(status_file)],

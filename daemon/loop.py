@@ -225,10 +225,9 @@ class Loop:
             if each.stage in (Stage.CLAIMED, *ENDING):
                 continue  # not shown yet, or ending: publishing answers a cancel that comes too late
             if each.batch.record.outbox_name and control.cancel_requested(each.batch.outbox):
-                if not each.batch.is_placed:
-                    continue  # the folder of that name is another batch's by now
                 try:
-                    self.parts.lifecycle.cancel(each, now)
+                    if each.batch.is_placed:  # else the folder of that name is another batch's by now
+                        self.parts.lifecycle.cancel(each, now)
                 except (OSError, BatchGone) as error:
                     _log.warning("cancel_waits", batch=each.id, error=str(error))
 
@@ -238,14 +237,19 @@ class Loop:
             return
         self._refused_at = monotonic
         try:
-            for name in os.listdir(self.parts.home.outbox):
-                folder = self.parts.home.outbox / name
+            names = os.listdir(self.parts.home.outbox)
+        except OSError as error:
+            _log.warning("cancel_not_refused", error=str(error))
+            return
+        for name in names:
+            folder = self.parts.home.outbox / name
+            try:
                 if control.cancel_requested(folder):
                     shown = outbox.read(folder)
                     if shown and shown.is_terminal:
                         control.refuse_cancel(folder, f"the batch had already ended as {shown.status}")
-        except OSError as error:
-            _log.warning("cancel_not_refused", error=str(error))
+            except OSError as error:  # of this one, such as where its user made a folder of that name
+                _log.warning("cancel_not_refused", outbox=name, error=str(error))
 
     def _retain(self, now: float, monotonic: float) -> None:
         if monotonic - self._retained_at < RETENTION_EVERY_S:

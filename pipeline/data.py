@@ -91,7 +91,11 @@ def warm_up(replicas: list[Any], workers: int, is_over: Callable[[], bool] = lam
     seen: set[int] = set()
     quiet_rounds = 0  # Ray starts more workers than it needs, and a task that gets one waits for its imports
     while quiet_rounds < 2 and time.monotonic() < give_up_at and not is_over():
-        pids = set(ray.get([linger.remote(replicas) for _ in range(workers)]))
+        asked = [linger.remote(replicas) for _ in range(workers)]
+        done, late = ray.wait(asked, num_returns=workers, timeout=max(0.0, give_up_at - time.monotonic()))
+        pids = set(ray.get(done))
+        if late:
+            return
         quiet_rounds = quiet_rounds + 1 if pids <= seen and len(seen) >= workers else 0
         seen |= pids
 

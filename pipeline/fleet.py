@@ -164,9 +164,14 @@ class Fleet:
         Args:
             is_over: asked now and then whether nobody needs them any more.
         """
+        import ray
+
         from pipeline import data
 
-        data.warm_up(self._all_handles(), self._warm, is_over)
+        try:
+            data.warm_up(self._all_handles(), self._warm, is_over)
+        except ray.exceptions.RayError as error:  # a run starts those that it misses
+            _log.warning("workers_not_warm", extra={"reason": " ".join(str(error).split())[:300]})
 
     def _all_handles(self) -> list[Any]:
         return [member.handle for team in self._teams.values() for member in team.members]

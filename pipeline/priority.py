@@ -21,5 +21,6 @@ def give_way() -> None:
     Threads that exist have a niceness of their own each; new ones take that of their maker.
     """
     for thread in os.listdir("/proc/self/task"):
-        with suppress(ProcessLookupError):  # it ended meanwhile
-            os.setpriority(os.PRIO_PROCESS, int(thread), NICENESS)
+        with suppress(OSError):  # it ended meanwhile; or the operator chose a lower priority, which stays
+            if os.getpriority(os.PRIO_PROCESS, int(thread)) < NICENESS:
+                os.setpriority(os.PRIO_PROCESS, int(thread), NICENESS)

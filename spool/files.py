@@ -26,6 +26,8 @@ TEMPORARY_SUFFIX = ".tmp"
 READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # One write call per MiB keeps the number of system calls small without holding much in memory.
 BUFFER_BYTES = 1 << 20
+# Of a status.json, which has 1 MB at most: 100 errors, 200 events and a user's metadata.
+MAX_READ_BYTES = 16 << 20
 
 
 def fsync_folder(folder: Path) -> None:
@@ -84,14 +86,17 @@ def open_regular(path: Path, folder: int | None = None) -> BinaryIO:
 
 
 def read_regular(path: Path) -> bytes:
-    """The content of a file that others may have put there.
+    """The content of a small file that others may have put there.
 
     Raises:
-        NotRegular: it is something else.
+        NotRegular: it is something else, or larger than MAX_READ_BYTES.
         OSError: it cannot be read.
     """
     with open_regular(path) as file:
-        return file.read()
+        content = file.read(MAX_READ_BYTES + 1)
+    if len(content) > MAX_READ_BYTES:
+        raise NotRegular(f"file of more than {MAX_READ_BYTES} bytes")
+    return content
 
 
 def _must_be_regular(facts: os.stat_result) -> None:

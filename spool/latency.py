@@ -1,8 +1,9 @@
 """Latency: how long an engine took for each answer, as counts of buckets that are the same everywhere.
 
 Bucket i counts what took more than BOUNDS_S[i - 1] and at most BOUNDS_S[i] seconds; the last has no end.
-Counts of parts add up, so that a batch's are exact. In the name of a part stand the first bucket that counts
-anything and the counts from there on: `12-3-100-25` is 3, 100 and 25 answers in buckets 12, 13 and 14.
+Counts of parts add up; where a shard ran twice, the answers of both count. In the name of a part stand the
+first bucket that counts anything and the counts from there on: `12-3-100-25` is 3, 100 and 25 answers in
+buckets 12, 13 and 14.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def show(batch: Path, outbox: Path, names: Iterable[parts.PartName], mode: int) 
 
     Raises:
         FileNotFoundError: the batch was adopted by another daemon, or its outbox folder was removed.
-        OSError: they cannot be linked, as on a filesystem without hard links.
+        OSError: they cannot be linked, as on a filesystem without hard links, or something is in the way.
     """
     folder = outbox / FOLDER
     if not os.path.lexists(folder):
@@ -53,11 +53,15 @@ def show(batch: Path, outbox: Path, names: Iterable[parts.PartName], mode: int) 
             os.mkdir(own)
         os.chmod(own, 0o700 | mode | (mode & 0o444) >> 2)
         os.rename(own, folder)
-    for name in names:
-        part = parts.path_of(batch, name)
-        os.chmod(part, mode & 0o444)  # its own folder stays private, and parts never change
-        with suppress(FileExistsError):
-            os.link(part, folder / str(name))
+    inside = files.open_folder(outbox, Path(FOLDER))  # a link in its place would lead into another batch
+    try:
+        for name in names:
+            part = parts.path_of(batch, name)
+            os.chmod(part, mode & 0o444)  # its own folder stays private, and parts never change
+            with suppress(FileExistsError):
+                os.link(part, str(name), dst_dir_fd=inside)
+    finally:
+        os.close(inside)
 
 
 def clear(outbox: Path) -> OSError | None:

@@ -66,7 +66,7 @@ class Pace:
 
     def latency(self) -> Latency | None:
         """How long the engine took for its answers; None where no part knows."""
-        if not self._times:
+        if not any(self._times[each] for each in range(len(latency.BOUNDS_S) + 1)):
             return None
         counts = tuple(self._times[each] for each in range(len(latency.BOUNDS_S) + 1))
         return Latency(bounds_s=latency.BOUNDS_S, counts=counts)

@@ -143,7 +143,9 @@ def of_parts(folder: Path, pace: Pace) -> Results:
         seen: set[int] = set()  # a part of a shard may hold lines of an earlier one again
         for name in own:
             path = folder / str(name)
-            fresh = [result for result in parts.parse(path.read_bytes(), name) if result.line not in seen]
+            with files.open_regular(path) as file:
+                content = file.read()
+            fresh = [result for result in parts.parse(content, name) if result.line not in seen]
             seen.update(result.line for result in fresh)
             pace.add(name, path.stat().st_mtime, fresh)
             _add_part(results, fresh)

@@ -17,7 +17,7 @@ import pytest
 from daemon import intake, obstacles
 from daemon.held import Stage
 from pipeline.errors import RunError
-from spool import layout, plan
+from spool import control, layout, plan
 from tests.loops import Daemon, Paced
 
 _CALLS = ("open", "stat", "lstat", "rename", "unlink", "mkdir", "listdir", "scandir")
@@ -147,6 +147,17 @@ def test_a_batch_whose_folder_cannot_be_seen_is_found_again(daemon: Daemon, volu
     daemon.until(lambda: not daemon.lifecycle.held)
     volume.show()
     _ends_right(daemon)
+
+
+def test_a_status_that_cannot_be_read_beside_a_cancel_ends_nothing(daemon: Daemon, volume: Volume) -> None:
+    """It ended the daemon, and its next start as well."""
+    daemon.run.may_go_on.clear()
+    daemon.drop()
+    daemon.until(daemon.phase("running"))
+    control.request_cancel(daemon.home.outbox / "jan")
+    volume.hide(lambda call, path: path.name == "status.json" and call == "open", times=3, error=errno.EIO)
+    daemon.until(daemon.is_at("cancelled"), later_s=20)
+    assert volume.hits == 3
 
 
 def test_counts_do_not_fall_while_a_batch_that_was_found_again_cannot_be_counted(

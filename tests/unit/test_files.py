@@ -200,3 +200,12 @@ def test_a_folder_that_could_not_be_made_durable_is_tried_again(
         files.ensure_folder(tmp_path / "a")
     files.ensure_folder(tmp_path / "a")
     assert len(calls) == 2
+
+
+def test_a_file_that_somebody_made_huge_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_READ_BYTES", 10)
+    (tmp_path / "status.json").write_bytes(b"x" * 10)
+    assert files.read_regular(tmp_path / "status.json") == b"x" * 10
+    (tmp_path / "status.json").write_bytes(b"x" * 11)
+    with pytest.raises(files.NotRegular):
+        files.read_regular(tmp_path / "status.json")

@@ -40,6 +40,17 @@ def test_parts_are_shown_and_taken_away(tmp_path: Path) -> None:
     assert partial.clear(batch.outbox) is None
 
 
+def test_a_link_in_its_place_leads_nowhere(tmp_path: Path) -> None:
+    """Who may write to an outbox folder could have parts linked into another batch, as if its own."""
+    batch, names = _batch(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    (batch.outbox / partial.FOLDER).symlink_to(other)
+    with pytest.raises(NotADirectoryError):
+        partial.show(batch.folder, batch.outbox, names, 0o664)
+    assert os.listdir(other) == []
+
+
 def test_an_owner_that_was_adopted_shows_nothing(tmp_path: Path) -> None:
     """It once left an empty partial/ beside the end that another daemon had shown."""
     batch, names = _batch(tmp_path)

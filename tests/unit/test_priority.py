@@ -19,6 +19,18 @@ stop.set()
 """
 
 
+def test_a_lower_priority_of_the_operators_stays() -> None:
+    """Nobody but root may raise it: the workers, and with them the daemon, once ended."""
+    said = subprocess.run(
+        ["nice", "-n", "15", sys.executable, "-c", _PROGRAM],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert said.stdout == "{15}\n"
+
+
 def test_all_threads_of_a_process_give_way() -> None:
     said = subprocess.run(
         [sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=True, timeout=60
