@@ -56,8 +56,10 @@ def configure() -> None:
     for handler in list(logger.handlers):  # Ray Data's own console and files: handlers are daemon/logs.py's
         logger.removeHandler(handler)
     logger.propagate = True
-    # It warns at every execution that progress bars are off, which is what we asked for.
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    # It warns that progress bars are off, which is what we asked for. A level would not last: Ray Data sets
+    # its loggers up again at the first execution, and takes away the levels of those below its own.
+    progress = logging.getLogger("ray.data._internal.progress")
+    progress.addFilter(lambda record: record.levelno >= logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
