@@ -600,7 +600,7 @@ def test_a_filesystem_without_links_shows_no_parts(
 ) -> None:
     """It is said once; the batch goes on."""
 
-    def link(source: object, target: object) -> None:
+    def link(source: object, target: object, *, dst_dir_fd: int) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", link)
