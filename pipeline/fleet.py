@@ -171,7 +171,7 @@ class Fleet:
         try:
             data.warm_up(self._all_handles(), self._warm, is_over)
         except ray.exceptions.RayError as error:  # a run starts those that it misses
-            _log.warning("workers_not_warm", extra={"reason": " ".join(str(error).split())[:300]})
+            _log.warning("workers_not_warm", extra={"reason": errors.one_line(str(error))})
 
     def _all_handles(self) -> list[Any]:
         return [member.handle for team in self._teams.values() for member in team.members]
@@ -239,7 +239,7 @@ class Fleet:
         """Stop engines, so that they free what they hold, and leave Ray to the end of this process."""
         import ray
 
-        handles = [member.handle for team in self._teams.values() for member in team.members]
+        handles = self._all_handles()
         stops = [handle.stop.remote() for handle in handles]
         if stops:
             ray.wait(stops, num_returns=len(stops), timeout=STOP_S)

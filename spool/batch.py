@@ -225,8 +225,7 @@ class Batch:
             files.write_durable(out / layout.STATUS_FILE, content, self._mode)
         except FileNotFoundError as error:
             raise BatchGone(f"{self.id} was adopted by another daemon") from error
-        # A folder may be listed by whoever may read the files in it.
-        os.chmod(out, 0o700 | self.mode | (self.mode & 0o444) >> 2)
+        os.chmod(out, files.folder_mode(self.mode))
         try:
             files.rename_durable(out, self.outbox, "place")
         except OSError as error:

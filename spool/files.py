@@ -265,6 +265,15 @@ def make_folder(folder: Path, mode: int = 0o700, *, is_durable: bool = True) -> 
         fsync_folder(folder.parent)
 
 
+def folder_mode(mode: int) -> int:
+    """Permission bits of a published folder: whoever may read the files in it, may list it.
+
+    Args:
+        mode: of these files.
+    """
+    return 0o700 | mode | (mode & 0o444) >> 2
+
+
 @lru_cache(maxsize=1024)
 def ensure_folder(folder: Path) -> None:
     """Have a private folder, durably, whoever makes it: one that stands may be of a maker that was killed.

@@ -51,7 +51,7 @@ def show(batch: Path, outbox: Path, names: Iterable[parts.PartName], mode: int) 
         own = batch / FOLDER
         with suppress(FileExistsError):
             os.mkdir(own)
-        os.chmod(own, 0o700 | mode | (mode & 0o444) >> 2)
+        os.chmod(own, files.folder_mode(mode))
         os.rename(own, folder)
     inside = files.open_folder(outbox, Path(FOLDER))  # a link in its place would lead into another batch
     try:

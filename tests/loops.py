@@ -234,3 +234,21 @@ class Daemon:
         self.loop.shut_down()
         self.engines.stop(1.0)
         self.lease.release()
+
+
+def ended(daemon: Daemon, name: str = "jan") -> None:
+    """Wait for the end of a batch, and until all are put away."""
+    daemon.until(daemon.is_at("completed", "cancelled", "failed", name=name))
+    daemon.until(lambda: not daemon.lifecycle.held)
+
+
+def cancelled(daemon: Daemon, **drop: Any) -> None:
+    """Drop a batch of 300 of which 128 are answered when its user cancels it; for a run of Paced(128)."""
+    daemon.run.may_go_on.clear()
+    daemon.drop(count=300, **drop)
+    daemon.until(daemon.phase("running"))
+    daemon.until(lambda: daemon.run.answered == 128)
+    control.request_cancel(daemon.home.outbox / "jan")
+    daemon.until(daemon.is_at("cancelled"), later_s=5)
+    daemon.run.may_go_on.set()
+    daemon.until(lambda: not daemon.lifecycle.held)

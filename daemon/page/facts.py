@@ -68,9 +68,7 @@ def gather(home: layout.Layout, name: str, now: float) -> Facts:
     for _ in range(_TRIES):
         shown = outbox.read(folder)
         if shown is None:
-            raise CommandError(
-                f"{folder / layout.STATUS_FILE} holds no batch's status: try again", Exit.FAILED
-            )
+            raise CommandError(outbox.unreadable(folder), Exit.FAILED)
         try:
             return (
                 _of_ended(home, folder, shown, now) if shown.is_terminal else _of_active(folder, shown, now)

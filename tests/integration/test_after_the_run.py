@@ -9,8 +9,7 @@ import orjson
 import pytest
 
 from daemon.main import main
-from spool import control
-from tests.loops import Daemon, Paced
+from tests.loops import Daemon, Paced, cancelled, ended
 
 
 @pytest.fixture
@@ -23,26 +22,9 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
     made.stop()
 
 
-def _ended(daemon: Daemon, name: str = "jan") -> None:
-    daemon.until(daemon.is_at("completed", "cancelled", "failed", name=name))
-    daemon.until(lambda: not daemon.lifecycle.held)
-
-
-def _cancelled(daemon: Daemon) -> None:
-    """A batch of 300 of which 128 were answered when its user cancelled it."""
-    daemon.run.may_go_on.clear()
-    daemon.drop(count=300, sidecar="metadata: {team: a}\n")
-    daemon.until(daemon.phase("running"))
-    daemon.until(lambda: daemon.run.answered == 128)
-    control.request_cancel(daemon.home.outbox / "jan")
-    daemon.until(daemon.is_at("cancelled"), later_s=5)
-    daemon.run.may_go_on.set()
-    daemon.until(lambda: not daemon.lifecycle.held)
-
-
 def test_a_right_batch_is_proved(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     """Answered and refused lines, counts, sizes and hashes."""
-    _cancelled(daemon)
+    cancelled(daemon, sidecar="metadata: {team: a}\n")
     assert main(["verify", "jan"]) == 0
     told = capsys.readouterr().out
     assert "each of 300 requests has exactly one result" in told
@@ -68,7 +50,7 @@ def test_what_is_wrong_is_found(
 ) -> None:
     """A line lost or doubled, or a byte changed after the end."""
     assert callable(change)
-    _cancelled(daemon)
+    cancelled(daemon, sidecar="metadata: {team: a}\n")
     path = daemon.home.outbox / "jan" / file
     path.write_bytes(b"\n".join(change(path.read_bytes().splitlines())) + b"\n")
     assert main(["verify", "jan"]) == 1
@@ -77,9 +59,9 @@ def test_what_is_wrong_is_found(
 
 def test_what_got_no_answer_is_dropped_again(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     """As a batch that names the old one, and that can be verified and retried itself."""
-    _cancelled(daemon)
+    cancelled(daemon, sidecar="metadata: {team: a}\n")
     assert main(["retry", "jan"]) == 0
-    _ended(daemon, "jan.retry")
+    ended(daemon, "jan.retry")
     assert [row["custom_id"] for row in daemon.lines("output.jsonl", "jan.retry")] == [
         f"a{number}" for number in range(128, 300)
     ]
@@ -94,14 +76,14 @@ def test_a_failed_batch_says_how_to_go_on(daemon: Daemon, capsys: pytest.Capture
     daemon.drop(count=3)
     drop = daemon.home.inbox / "jan.jsonl"
     drop.write_bytes(drop.read_bytes() + b"{no json\n")
-    _ended(daemon)
+    ended(daemon)
     assert main(["verify", "jan"]) == 0
     assert "nothing to prove" in capsys.readouterr().out
     assert main(["retry", "jan"]) == 1
     assert "--on-invalid skip" in capsys.readouterr().err
     assert list(daemon.home.inbox.iterdir()) == []
     assert main(["retry", "jan", "--on-invalid", "skip"]) == 0
-    _ended(daemon, "jan.retry")
+    ended(daemon, "jan.retry")
     assert len(daemon.lines("output.jsonl", "jan.retry")) == 3
     assert len(daemon.lines("errors.jsonl", "jan.retry")) == 1
 
@@ -124,7 +106,7 @@ def test_a_drop_that_retention_took_can_be_named(
     """With --input; another file than the batch's is refused, and nothing is dropped."""
     daemon.drop(count=3, method="GET")
     daemon.drop("feb", sidecar="on_invalid: skip\n", count=3, method="GET")
-    _ended(daemon, "feb")
+    ended(daemon, "feb")
     archived = daemon.home.archive / str(daemon.status("feb").id) / "drop.jsonl"
     mine = tmp_path / "mine.jsonl"
     archived.rename(mine)
@@ -144,7 +126,7 @@ def test_a_drop_that_retention_took_can_be_named(
 
 def test_batches_can_be_listed_by_status(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     """One status, several, or all that go on; as a table or for a script."""
-    _cancelled(daemon)
+    cancelled(daemon, sidecar="metadata: {team: a}\n")
     daemon.run.may_go_on.clear()
     daemon.drop("feb", count=300)
     daemon.until(daemon.phase("running", name="feb"))

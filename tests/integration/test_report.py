@@ -12,9 +12,9 @@ import pytest
 from config.settings import PoolsSettings
 from daemon.main import main
 from daemon.page import page
-from spool import batch, control, layout, lines, parts
+from spool import batch, layout, lines, parts
 from tests import pages
-from tests.loops import Daemon, Paced
+from tests.loops import Daemon, Paced, cancelled, ended
 from tests.pages import text_of
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
@@ -33,23 +33,6 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
     made.stop()
 
 
-def _ended(daemon: Daemon, name: str = "jan") -> None:
-    daemon.until(daemon.is_at("completed", "cancelled", "failed", name=name))
-    daemon.until(lambda: not daemon.lifecycle.held)
-
-
-def _cancelled(daemon: Daemon, **drop: str) -> None:
-    """A batch of 300 of which 128 were answered when its user cancelled it."""
-    daemon.run.may_go_on.clear()
-    daemon.drop(count=300, **drop)
-    daemon.until(daemon.phase("running"))
-    daemon.until(lambda: daemon.run.answered == 128)
-    control.request_cancel(daemon.home.outbox / "jan")
-    daemon.until(daemon.is_at("cancelled"), later_s=5)
-    daemon.run.may_go_on.set()
-    daemon.until(lambda: not daemon.lifecycle.held)
-
-
 def _report(*arguments: str, file: str = "jan.report.html") -> str:
     assert main(["report", *(arguments or ("jan",))]) == 0
     return text_of(Path(file))
@@ -58,7 +41,7 @@ def _report(*arguments: str, file: str = "jan.report.html") -> str:
 def test_a_page_of_a_batch_without_errors(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     """Each section is there, and where the page is."""
     daemon.drop(count=300)
-    _ended(daemon)
+    ended(daemon)
     text = _report()
     assert capsys.readouterr().out == "jan.report.html\n"
     for section in ("Timeline", "Throughput", "Latency", "Tokens", "Errors", "Deadline", "Pools", "Details"):
@@ -74,7 +57,7 @@ def test_a_page_of_a_batch_without_errors(daemon: Daemon, capsys: pytest.Capture
 def test_a_price_makes_a_cost(daemon: Daemon) -> None:
     """Of the pools that it used, at what the settings say now."""
     daemon.drop(count=3)
-    _ended(daemon)
+    ended(daemon)
     Path("prices.yaml").write_text(PRICES)
     text = _report("jan", "--config", "prices.yaml")
     [one, two] = [
@@ -88,7 +71,7 @@ def test_a_price_makes_a_cost(daemon: Daemon) -> None:
 
 
 def test_a_cancelled_batch_says_what_was_not_run(daemon: Daemon) -> None:
-    _cancelled(daemon)
+    cancelled(daemon)
     text = _report()
     assert "batch_cancelled\n172 · 100 %" in text
     assert "The first \na128\n: the batch was cancelled before this request was run" in text
@@ -97,7 +80,7 @@ def test_a_cancelled_batch_says_what_was_not_run(daemon: Daemon) -> None:
 
 def test_a_failed_validation_lists_its_errors_and_claims_no_work(daemon: Daemon) -> None:
     (daemon.home.inbox / "jan.jsonl").write_text("no json\n{}\n")
-    _ended(daemon)
+    ended(daemon)
     text = _report()
     assert "line 1" in text and "invalid_json_line" in text and "line 2" in text
     for section in ("Throughput", "Latency", "Tokens", "Pools"):
@@ -116,7 +99,7 @@ def test_a_batch_that_goes_on_is_shown_as_of_now(daemon: Daemon) -> None:
     assert "results\n128" in text
     assert "total\n128\nmean\n1" in text  # of answers; the stand-in writes one token of each
     daemon.run.may_go_on.set()
-    _ended(daemon)
+    ended(daemon)
     assert "it has not ended yet" not in _report()
 
 
@@ -138,7 +121,7 @@ def test_a_batch_that_shows_no_part_yet_says_so(tmp_path: Path, monkeypatch: pyt
 
 def test_a_batch_whose_folder_was_moved_away_is_known_from_the_archive(daemon: Daemon) -> None:
     """By its name, the drop's, or its id; its results are said to be gone."""
-    _cancelled(daemon)
+    cancelled(daemon)
     batch_id = orjson.loads((daemon.home.outbox / "jan/status.json").read_bytes())["id"]
     shutil.move(daemon.home.outbox / "jan", "elsewhere")
     for name in ("jan", "jan.jsonl", batch_id):
@@ -149,7 +132,7 @@ def test_a_batch_whose_folder_was_moved_away_is_known_from_the_archive(daemon: D
 
 
 def test_an_archive_that_was_cleaned_up_leaves_the_rest(daemon: Daemon) -> None:
-    _cancelled(daemon)
+    cancelled(daemon)
     for folder in daemon.home.archive.iterdir():
         shutil.rmtree(folder)
     text = _report()
@@ -161,7 +144,7 @@ def test_an_archive_of_another_user_is_said_to_be_one(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Users of the spool see the page all the same, with what outbox/ says."""
-    _cancelled(daemon)
+    cancelled(daemon)
 
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
@@ -176,7 +159,7 @@ def test_an_archive_of_another_user_is_said_to_be_one(
 
 
 def test_an_outcome_of_an_older_version_says_that_it_does_not_know(daemon: Daemon) -> None:
-    _cancelled(daemon)
+    cancelled(daemon)
     [path] = daemon.home.archive.glob(f"*/{layout.FINAL_FILE}")
     tree = orjson.loads(path.read_bytes())
     del tree["timeline"], tree["latency"]
@@ -185,7 +168,7 @@ def test_an_outcome_of_an_older_version_says_that_it_does_not_know(daemon: Daemo
 
 
 def test_a_result_file_that_is_gone_costs_its_sections_alone(daemon: Daemon) -> None:
-    _cancelled(daemon)
+    cancelled(daemon)
     (daemon.home.outbox / "jan/output.jsonl").unlink()
     text = _report()
     assert "a result file cannot be read" in text
@@ -206,14 +189,14 @@ def test_a_page_that_cannot_be_written_is_one_line(
     daemon: Daemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
     daemon.drop()
-    _ended(daemon)
+    ended(daemon)
     assert main(["report", "jan", "-o", "absent/page.html"]) == 1
     assert "absent/page.html cannot be written" in capsys.readouterr().err
 
 
 def test_a_page_can_go_to_standard_output(daemon: Daemon, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     daemon.drop()
-    _ended(daemon)
+    ended(daemon)
     assert main(["report", "jan", "--output", "-"]) == 0
     assert capfdbinary.readouterr().out.startswith(b"<!doctype html>")
 
@@ -244,11 +227,11 @@ def test_what_users_control_stays_text(daemon: Daemon, monkeypatch: pytest.Monke
     name = layout.outbox_name(Path(f"{HOSTILE}.jsonl".replace("/", "")))
     quoted = HOSTILE.replace("'", "''")
     daemon.drop(HOSTILE.replace("/", ""), count=1, sidecar=f"metadata: {{'{quoted}': '{quoted}'}}\n")
-    _ended(daemon, name)
+    ended(daemon, name)
     text = _report(name, file=f"{name}.report.html")
     assert text.count(HOSTILE) >= 5
     (daemon.home.inbox / "bad.jsonl").write_text(
         f'{{"custom_id": "a", "method": {orjson.dumps(HOSTILE).decode()}}}\n'
     )
-    _ended(daemon, "bad")
+    ended(daemon, "bad")
     _report("bad", file="bad.report.html")
