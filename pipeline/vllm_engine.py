@@ -1,7 +1,7 @@
 """A vLLM engine behind vLLM's own OpenAI handlers: every parameter and field of its HTTP API, without HTTP.
 
-All of vLLM's unstable internals are touched in this one file, which is longer than others for it: a new vLLM
-is one file to read. It refuses every vLLM that it was not tested with, and imports vllm and torch in `start`.
+All of vLLM's unstable internals are touched here and in vllm_processes.py: these two are to be read for a new
+vLLM. It refuses every vLLM that it was not tested with, and imports vllm and torch in `start`.
 
 Limits: no streaming, no background responses, no embeddings as raw bytes. On CPU vLLM binds its threads to
 all cores, so replicas on one machine share them unless VLLM_CPU_OMP_THREADS_BIND says otherwise.
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from config import settings
-from pipeline import answers, engine_args, errors
+from pipeline import answers, engine_args, errors, vllm_processes
 from pipeline.engine import Answer
 from pipeline.error_log import ErrorLog
 
@@ -165,6 +165,7 @@ class VllmEngine:
             An AsyncLLM, and the arguments it was made from.
         """
         _set_environment()
+        can_fork = vllm_processes.begin_imports()
         from vllm import logger
 
         with log.in_environment(logger.DEFAULT_LOGGING_CONFIG):
@@ -173,6 +174,8 @@ class VllmEngine:
             from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.async_llm import AsyncLLM
 
+            if can_fork:
+                vllm_processes.install()
             is_cpu = current_platform.is_cpu()
             args = engine_args.parse(self._model, self._media_domains, _make_parser(), is_cpu=is_cpu)
             _check_args(args)

@@ -39,8 +39,8 @@ DEFERRED_MODULES = {
     "pipeline/calls.py",
 }
 
-# vLLM's internals change with each release: whoever reads this file has read all that depends on them.
-VLLM_MODULE = "pipeline/vllm_engine.py"
+# vLLM's internals change with each release: whoever reads these files has read all that depends on them.
+VLLM_MODULES = ("pipeline/vllm_engine.py", "pipeline/vllm_processes.py")
 # Counts tokens with a model's own tokenizer, whose interface is stable, where no engine runs.
 TOKENIZER_MODULE = "pipeline/forecast.py"
 
@@ -184,10 +184,15 @@ def check_heavy(root: Path) -> list[str]:
 
 
 def check_vllm(root: Path) -> list[str]:
-    """Imports of vLLM, or of what it brings, in any other file than the one for it."""
-    may = {(VLLM_MODULE, package) for package in HEAVY} | {(TOKENIZER_MODULE, "transformers")}
+    """Imports of vLLM, or of what it brings, in any other file than those for it."""
+    may = {(module, package) for module in VLLM_MODULES for package in HEAVY}
+    may.add((TOKENIZER_MODULE, "transformers"))
     found = (each for each in read_imports(root) if each.package in HEAVY - {"ray"})
-    return [f"{each}: only {VLLM_MODULE} may" for each in found if (each.path, each.package) not in may]
+    return [
+        f"{each}: only {' and '.join(VLLM_MODULES)} may"
+        for each in found
+        if (each.path, each.package) not in may
+    ]
 
 
 def check_cycles(root: Path) -> list[str]:
@@ -223,8 +228,8 @@ def test_heavy_imports_wait_until_work_starts() -> None:
     assert check_heavy(ROOT) == []
 
 
-def test_one_file_touches_vllm() -> None:
-    """The one that checks its version."""
+def test_two_files_touch_vllm() -> None:
+    """The one that checks its version, and the one that starts its processes."""
     assert check_vllm(ROOT) == []
 
 
