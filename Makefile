@@ -47,6 +47,10 @@ help: ## List these targets
 demo: $(READY) ## Run a real batch from start to end and show what happens
 	@$(BIN)/python examples/demo.py
 
+.PHONY: demo-cluster
+demo-cluster: $(READY) ## The same on a Ray cluster of three nodes on this machine
+	@$(BIN)/python examples/demo.py --cluster
+
 .PHONY: test
 test: check ## Everything before a push: check, then integration, acceptance and two minutes of fault tests
 	$(BIN)/pytest tests/integration tests/acceptance tests/faults

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import statistics
@@ -27,6 +28,8 @@ FLAT_MIB = 32.0
 # Runs of `order_cost` in one session: one takes less than a second.
 ROUNDS = 7
 VALIDATE_LIMIT_S = 600.0
+REPLICAS = (1, 2, 4)
+LATENCY_S = 1.0
 PLANNED, UNPLANNED = "no daemon: validated and planned", "no daemon: validated, the file's order"
 
 
@@ -194,4 +197,42 @@ class OrderCost(Measured):
         return self.end(f"{self._lines:,} short distinct requests, echo engine", [mark])
 
 
-ALL = (Scale, Validate, OrderCost)
+class Replicas(Measured):
+    """More replicas of an engine that takes a second for each answer, however many it has at a time."""
+
+    name = "replicas"
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__(bench, ECHO)
+        model = {**ECHO.settings(), "latency_s": LATENCY_S}
+        self.sessions = tuple(
+            Session(f"{BATCHD} echo x {count}", ECHO, sections={"models": [{**model, "replicas": count}]})
+            for count in REPLICAS
+        )
+        self._lines = bench.sizes.replicas
+        self._file = self.write(workloads.sums(ECHO.name, self._lines))
+
+    def measure(self, session: Session, live: Live, repetition: int) -> None:
+        """Answer the file."""
+        run = live.answer(self._file, self.name)
+        self.book.add(_count(REPLICAS[self.sessions.index(session)]), "lines/s", self._lines / run.seconds)
+        self.check(session.label, self._file, run.results)
+
+    def outcome(self) -> Outcome:
+        """What each doubling brings."""
+        marks = [
+            Mark(
+                f"x the speed of {_count(few)} with {many}",
+                ratio(self.book.median(_count(many), "lines/s"), self.book.median(_count(few), "lines/s")),
+                1.9,
+            )
+            for few, many in itertools.pairwise(REPLICAS)
+        ]
+        return self.end(f"{self._lines:,} requests, {LATENCY_S:g} s for each answer", marks)
+
+
+def _count(replicas: int) -> str:
+    return f"{replicas} replica{'s' if replicas > 1 else ''}"
+
+
+ALL = (Scale, Validate, OrderCost, Replicas)

@@ -54,6 +54,7 @@ class Sizes:
     validate: int = 1_000_000
     order_cost: int = 10_000
     correct: int = 10_000
+    replicas: int = 12_800
 
 
 FULL = Sizes(scale=(10_000, 100_000, 1_000_000, 5_000_000))
@@ -72,6 +73,7 @@ QUICK = Sizes(
     validate=50_000,
     order_cost=2_000,
     correct=1_000,
+    replicas=320,
 )
 
 

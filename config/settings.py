@@ -94,7 +94,8 @@ class PoolSettings(_Section):
         description="Price of an hour of one run, in a currency of yours, for `batchd report` (0 = none).",
     )
     resources: dict[str, float] = Field(
-        default_factory=dict, description="Ray resources that place a run's work on the pool's nodes."
+        default_factory=dict,
+        description="On a cluster: Ray resources that an engine of this pool asks of its node.",
     )
 
 

@@ -13,6 +13,7 @@ from typing import Protocol
 from daemon import logs
 from pipeline import errors
 from pipeline.fleet import ModelState
+from pipeline.placement import Pools
 
 POLL_EVERY_S = 1.0
 # In a row that find the engines idle, before workers for several runs at a time are started, once: on 2 cores
@@ -33,6 +34,9 @@ class Fleet(Protocol):
     def poll(self) -> list[ModelState]:
         """What every model did since the last poll."""
 
+    def pools(self) -> Pools:
+        """How the pools are since then."""
+
 
 class Engines:
     """Starts the fleet's engines in a thread and remembers what they last said."""
@@ -51,6 +55,7 @@ class Engines:
         self._thread = threading.Thread(target=self._serve, name="engines", daemon=True)
         self.models = models
         self.ready: frozenset[str] = frozenset()
+        self.pools = Pools()
         self.error: errors.EngineStartError | None = None
 
     def start(self) -> None:
@@ -107,5 +112,13 @@ class Engines:
                 else:
                     _log.warning("engine_down", model=model)
             self.ready = ready
+            self._wake.set()
+        pools = self._fleet.pools()
+        if pools != self.pools:
+            for pool in sorted(pools.lost - self.pools.lost):
+                _log.warning("pool_lost", pool=pool)
+            for pool in sorted(pools.ready - self.pools.ready):
+                _log.info("pool_ready", pool=pool)
+            self.pools = pools
             self._wake.set()
         return any(state.inflight for state in states)

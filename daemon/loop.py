@@ -117,7 +117,7 @@ class Loop:
                 self._looked_at = float("-inf")
             for each in list(held.values()):
                 parts.lifecycle.advance(each, now, monotonic)
-            parts.runs.preempt_some(now, lifecycle.stop)
+            parts.runs.preempt_some(now, parts.engines.pools, lifecycle.stop)
             if metrics.Pause.DISK_NEARLY_FULL not in self._pauses:
                 parts.runs.begin_some(held, parts.engines.ready, now, monotonic)
             parts.reporter.report(held, now, monotonic)

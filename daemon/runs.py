@@ -16,10 +16,9 @@ from daemon import logs
 from daemon.held import Held, Stage, StopReason
 from daemon.metrics import Metrics
 from daemon.workers import Workers
-from pipeline import errors
+from pipeline import errors, placement
 from pipeline.run import Work
 from scheduler import assign
-from scheduler.job import PoolName
 from scheduler.pools import Pools, Run
 from scheduler.queue import Queue
 from scheduler.sla import Throughput
@@ -32,8 +31,8 @@ _log = logs.get()
 # After an I/O error, seconds.
 RETRY_S = 2.0
 
-# Runs works of one model on a pool's nodes; blocks (pipeline.run.run with the fleet bound).
-Execute = Callable[[list[Work], str, dict[str, float]], None]
+# Runs works of one model on a pool's engines; blocks (pipeline.run.run with the fleet bound).
+Execute = Callable[[list[Work], str, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,6 @@ class Runs:
         self.pools = Pools(scheduler.pools)
         self.throughput = Throughput()
         self.going: dict[str, _Going] = {}
-        self._settings = scheduler
         self._workers = workers
         self._metrics = count
         self._execute = execute
@@ -103,13 +101,12 @@ class Runs:
             )
         self._metrics.pool_assigned(assignment.pool, assignment.reason)
         works = [Work(batch.batch.folder, batch.batch.record.runs) for batch in batches]
-        resources = self._resources(assignment.pool)
         self._workers.submit(
             "run",
             self._execute,
             works,
             assignment.model,
-            resources,
+            assignment.pool,
             then=lambda done: self._ended(run.run_id, done),
         )
 
@@ -135,10 +132,6 @@ class Runs:
             return False
         return True
 
-    def _resources(self, pool: PoolName) -> dict[str, float]:
-        pools = self._settings.pools
-        return dict((pools.spot if pool == "spot" else pools.dedicated).resources)
-
     def _ended(self, run_id: str, done: Future[None]) -> None:
         """A run's thread has ended: give the slot back and let each of its batches move on."""
         going = self.going.pop(run_id)
@@ -158,9 +151,12 @@ class Runs:
                 held.stage, held.run_error = Stage.ENDED, problem
                 held.is_disk_to_blame = is_disk_to_blame
 
-    def preempt_some(self, now: float, stop: Callable[[Held, StopReason], None]) -> None:
-        """Let the mock spot pool take back what it wants."""
-        for run_id in self.pools.preempt(now):
+    def preempt_some(
+        self, now: float, found: placement.Pools, stop: Callable[[Held, StopReason], None]
+    ) -> None:
+        """Stop the runs of pools that take them back: the mock one at random, a real one without nodes."""
+        self.pools.open_only(found.ready)
+        for run_id in self.pools.preempt(now, found.lost):
             going = self.going[run_id]
             _log.info("run_preempted", run=run_id, pool=going.run.pool, batches=len(going.batches))
             self._metrics.pool_preempted(going.run.pool)

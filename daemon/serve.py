@@ -131,8 +131,8 @@ def _build(
     workers = Workers(wake, runs=pools.spot.capacity + pools.dedicated.capacity)
     stack.callback(workers.stop)
 
-    def execute(works: list[Work], model: str, resources: dict[str, float]) -> None:
-        run_works(works, model, fleet, settings, resources)
+    def execute(works: list[Work], model: str, pool: str) -> None:
+        run_works(works, model, fleet, settings, pool)
 
     clock = Clock()
     runs = Runs(settings, workers, count, execute)

@@ -1,11 +1,13 @@
 """The one-minute demo: start batchd on a fresh spool, drop the sample batch, check every answer, stop.
 
 Everything is the real thing: the daemon as its own process, vLLM under Ray Data, files in folders. Exits with
-1 when an answer is wrong or the daemon fails, and then shows the end of its log.
+1 when an answer is wrong or the daemon fails, and then shows the end of its log. With --cluster Ray is a
+cluster of three nodes on this machine, and the engine runs on another node than the daemon.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -27,6 +29,22 @@ BATCH_LIMIT_S = 120.0
 
 def main() -> int:
     """Run the demo."""
+    parser = argparse.ArgumentParser(description="The one-minute demo of batchd.")
+    parser.add_argument("--cluster", action="store_true", help="on a Ray cluster of three nodes")
+    if not parser.parse_args().cluster:
+        return demo({})
+    from cluster import Cluster
+
+    _say("starting a Ray cluster: the daemon's node, and two for engines")
+    with Cluster() as ray:
+        for number in (1, 2):
+            ray.add(f"node-{number}")
+        _say(f"three nodes at {ray.address}")
+        return demo(ray.environ)
+
+
+def demo(environ: dict[str, str]) -> int:
+    """Run it with some more settings in the environment."""
     began = time.monotonic()
     shutil.rmtree(SPOOL, ignore_errors=True)
     subprocess.run([_batchd(), "init", str(SPOOL)], check=True, stdout=subprocess.DEVNULL)
@@ -36,7 +54,7 @@ def main() -> int:
             [_batchd(), "run"],
             stdout=sink,
             stderr=sink,
-            env={**os.environ, "BATCHD_SPOOL__ROOT": str(SPOOL), "BATCHD_METRICS__PORT": "0"},
+            env={**os.environ, "BATCHD_SPOOL__ROOT": str(SPOOL), "BATCHD_METRICS__PORT": "0", **environ},
         )
     try:
         _say("started batchd: Ray, then vLLM with examples/tiny-adder (about half a minute on 2 cores)")

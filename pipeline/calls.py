@@ -1,10 +1,11 @@
 """Calls: the requests of one shard on their way to a replica and back, whatever happens to its engine.
 
-A replica that is not there costs nothing: its call waits and asks again. When an engine dies, every request
-that was in it is a suspect, and the next time at most an eighth as many share an engine with it. So after
-each death fewer suspects are left, until the one that kills is alone; only then does a death count against
-it, and after `max_attempts` of those it fails. All others are answered on the way, however often they were
-in bad company. What is known is made durable before a suspect is sent again (spool/attempts.py).
+A replica that is not there costs nothing: its call asks another one, or waits and asks again. When an engine
+dies, every request that was in it is a suspect, and the next time at most an eighth as many share an engine
+with it. So after each death fewer suspects are left, until the one that kills is alone; only then does a
+death count against it, and after `max_attempts` of those it fails. All others are answered on the way,
+however often they were in bad company. What is known is made durable before a suspect is sent again
+(spool/attempts.py).
 
     One request that kills each time, n requests in the engine when it first does:
     at most ceil(log8(n)) + max_attempts engines die                        n = 320, 3 attempts: 6
@@ -42,6 +43,10 @@ POLL_S = 0.25
 ABORT_S = 15.0
 # How long a task waits for a dead replica to come back: a large model loads for minutes.
 RETURN_S = 300.0
+# How long a replica may take to say that it is ready before another one is asked, and how long all others are
+# asked before it then, seconds: its engine starts, or it waits for a node.
+READY_S = 2.0
+PASSED_OVER_S = 5.0
 # Waits between two looks at a replica that is not back, seconds: doubled from the first to the second.
 BACKOFF_S = (0.25, 5.0)
 # After a death, one in so many may share an engine. 2 would need three times as many deaths, each an engine
@@ -88,6 +93,10 @@ def _wait_for(active: list[Call]) -> None:
         call.try_again_if_due()
 
 
+# Until when, by the monotonic clock, each replica is passed over by this process.
+_passed_over: dict[Any, float] = {}
+
+
 class Call:
     """The requests of one shard: first those that nothing is known of, then the suspects, the least first.
 
@@ -125,6 +134,7 @@ class Call:
         self._is_sent = False
         self._give_up_at = float("inf")
         self._due_at = 0.0
+        self._asked_at = 0.0
         self._backoff_s = BACKOFF_S[0]
         self._absent_since: float | None = None
         self._fail_guilty("the daemon was restarted since")
@@ -149,6 +159,8 @@ class Call:
         if self._is_aborted or not self._open:
             self.is_active = False
             return
+        self._asked_at = time.monotonic()
+        self._turn += _steps_on(self._route.replicas, self._turn, self._asked_at)
         self._chunk = [line for line in self._open if line not in self._suspects]
         if self._chunk:
             self._company = self._route.places
@@ -229,7 +241,7 @@ class Call:
     def _not_ready(self, why: str) -> None:
         now = time.monotonic()
         self._absent_since = self._absent_since or now
-        self._turn += 1  # another replica may be there
+        self._pass_over(now)
         if now - self._absent_since > RETURN_S or self._is_aborted:
             _log.error("replica_absent", extra={"batch": self.batch, "shard": self.shard, "reason": why})
             self.is_active = False
@@ -240,9 +252,23 @@ class Call:
         self._due_at = time.monotonic() + self._backoff_s
         self._backoff_s = min(self._backoff_s * 2, BACKOFF_S[1])
 
+    def _pass_over(self, now: float) -> None:
+        """Turn to the next replica; this one's turn comes again later."""
+        _passed_over[self._replica] = now + PASSED_OVER_S
+        self._turn += 1
+
+    @property
+    def _is_kept_waiting(self) -> bool:
+        """Whether another replica could take what this one has not said that it takes; it knows of none."""
+        is_only_asked = self.asked is not None and not self._is_sent and self._chunk[0] not in self._suspects
+        return is_only_asked and len(self._route.replicas) > 1
+
     def try_again_if_due(self) -> None:
         """Ask again after a backoff; give up what was aborted and did not return."""
         now = time.monotonic()
+        if self.is_active and self._is_kept_waiting and now - self._asked_at >= READY_S:
+            self._pass_over(now)
+            self._ask()
         if now >= self._give_up_at:
             self.is_active = False
         elif self.is_active and self.asked is None and now >= self._due_at:
@@ -257,6 +283,14 @@ class Call:
             self._replica.abort.remote(self.batch, self.shard)
         if self.asked is None or not self._is_sent:
             self.is_active = False
+
+
+def _steps_on(replicas: Sequence[Any], turn: int, now: float) -> int:
+    """How many replicas to pass over from this turn on; none where all would be."""
+    for steps in range(len(replicas)):
+        if _passed_over.get(replicas[(turn + steps) % len(replicas)], 0.0) <= now:
+            return steps
+    return 0
 
 
 def _suspected(known: Suspect | None, crowd: int) -> Suspect:

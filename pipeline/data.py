@@ -34,15 +34,13 @@ from ray.data import DataContext, TaskPoolStrategy
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from pipeline import calls, priority, twins
+from pipeline import calls, placement, priority, twins
 from pipeline.slices import Bundle
 from spool import control, parts, plan
 from spool.parts import Result
 
 _log = logging.getLogger(__name__)
 
-# Tasks wait rather than compute: Ray must not take them for work that fills a core.
-TASK_CPUS = 0.01
 # A slow machine starts without them.
 WARM_S = 15.0
 
@@ -88,7 +86,7 @@ def warm_up(replicas: list[Any], workers: int, is_over: Callable[[], bool] = lam
     """
     # The driver's side, and the actors that Ray Data keeps: they take a worker each, so they come first.
     ray.data.range(1).materialize()
-    linger = ray.remote(_linger).options(num_cpus=TASK_CPUS)
+    linger = ray.remote(_linger).options(**placement.of_task())
     give_up_at = time.monotonic() + WARM_S
     seen: set[int] = set()
     quiet_rounds = 0  # Ray starts more workers than it needs, and a task that gets one waits for its imports
@@ -106,7 +104,6 @@ def execute(
     tasks: Sequence[Sequence[Bundle]],
     route: calls.Route,
     concurrency: int,
-    resources: dict[str, float],
     is_deduping: bool,
 ) -> None:
     """Run tasks, each a list of bundles; returns when all are done.
@@ -115,20 +112,18 @@ def execute(
         tasks: in the order in which they should begin.
         route: where the requests go.
         concurrency: most tasks at a time.
-        resources: Ray resources of each task, which place it on a pool's nodes.
         is_deduping: send one of several identical requests.
 
     Raises:
         Exception: what a task raised, in Ray's wrapping; other tasks may still write their parts.
     """
-    steps(tasks, route, concurrency, resources, is_deduping).materialize()
+    steps(tasks, route, concurrency, is_deduping).materialize()
 
 
 def steps(
     tasks: Sequence[Sequence[Bundle]],
     route: calls.Route,
     concurrency: int,
-    resources: dict[str, float],
     is_deduping: bool,
 ) -> ray.data.Dataset:
     """What `execute` runs, see there: two steps, of equal resources and concurrency, so that both fuse.
@@ -139,7 +134,7 @@ def steps(
     2026-11-24).
     """
     pool = TaskPoolStrategy(min(concurrency, len(tasks)))
-    placed: dict[str, Any] = {"num_cpus": TASK_CPUS, "resources": resources}
+    placed = placement.of_task()
     requests = ray.data.read_datasource(
         ShardSource(tasks, is_deduping), override_num_blocks=len(tasks), compute=pool, **placed
     )

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from config import settings
-from pipeline import errors, gate, ray_start, ray_watch, responder, slices
+from pipeline import errors, gate, placement, ray_start, ray_watch, responder, slices
 from spool.parts import Usage
 
 _log = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class _Member:
 
     Attributes:
         handle: of its actor.
+        pool: that it stands in; None where all pools use it.
         process: name of the process seen last; another one means a restart.
         start_s: what its engine took to start; None until it has.
         asked: the statistics that were asked for and have not come yet.
@@ -75,6 +76,7 @@ class _Member:
     """
 
     handle: Any
+    pool: str | None = None
     process: str | None = None
     start_s: float | None = None
     asked: Any = None
@@ -101,6 +103,7 @@ class Fleet:
         self._watch: ray_watch.RayWatch | None = None
         self._polled_at = float("-inf")
         self._warm = _workers_for(configured)
+        self._apart = placement.resources(configured)
 
     def start_ray(self, on_lost: Callable[[ray_watch.Watched], None] | None = None) -> None:
         """Start a private Ray, or connect to the configured cluster; seconds.
@@ -115,7 +118,7 @@ class Fleet:
         """
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("start_ray belongs in the main thread")
-        replicas = sum(team.model.replicas for team in self._teams.values())
+        replicas = sum(team.model.replicas for team in self._teams.values())  # this node's, at most
         ray_start.prepare(self._settings.ray.address, self._warm + replicas)
         import ray
 
@@ -134,7 +137,7 @@ class Fleet:
         data.configure()
 
     def start_engines(self) -> None:
-        """Start every model's replicas and wait until all can answer.
+        """Start every model's replicas and wait until all can answer; on a cluster, until one of each can.
 
         Raises:
             EngineStartError: one cannot start; the message is one line.
@@ -144,15 +147,18 @@ class Fleet:
         from pipeline import data, replica
 
         waiting: dict[Any, _Team] = {}
+        pools: list[tuple[str | None, dict[str, float]]] = [*self._apart.items()] or [(None, {})]
         for team in self._teams.values():
-            num_gpus = _gpus_for(team.model)
-            for _ in range(team.model.replicas):
-                member = _Member(replica.create(team.model, self._settings.engine, num_gpus))
-                team.members.append(member)
-                waiting[member.handle.ready.remote()] = team
+            num_gpus = _gpus_for(team.model, max(1, len(self._apart)))
+            for pool, wanted in pools:
+                placed = {"num_gpus": num_gpus, **placement.of_engine(self._settings, wanted)}
+                for _ in range(team.model.replicas):
+                    handle = replica.create(team.model, self._settings.engine, placed)
+                    team.members.append(_Member(handle, pool))
+                    waiting[handle.ready.remote()] = team
         # While the engines load, which want the processors themselves: no more than a first run needs.
         data.warm_up(self._all_handles(), _tasks_of_a_run(self._settings))
-        while waiting:
+        while waiting and not (placement.is_cluster(self._settings) and self._has_all_models()):
             done, _ = ray.wait(list(waiting), num_returns=1)
             for ready in done:
                 team = waiting.pop(ready)
@@ -173,12 +179,33 @@ class Fleet:
         except ray.exceptions.RayError as error:  # a run starts those that it misses
             _log.warning("workers_not_warm", extra={"reason": errors.one_line(str(error))})
 
+    def _has_all_models(self) -> bool:
+        return all(team.start_seconds is not None for team in self._teams.values())
+
     def _all_handles(self) -> list[Any]:
         return [member.handle for team in self._teams.values() for member in team.members]
 
-    def handles(self, model: str) -> list[Any]:
-        """The actor handles of a model's replicas."""
-        return [member.handle for member in self._teams[model].members]
+    def handles(self, model: str, pool: str | None = None) -> list[Any]:
+        """The actor handles of a model's replicas: all, or those that a pool uses."""
+        members = self._teams[model].members
+        return [member.handle for member in members if pool is None or member.pool in (None, pool)]
+
+    def pools(self) -> placement.Pools:
+        """How the pools are, as far as the last poll told."""
+        if not self._apart:
+            return placement.Pools()
+        import ray
+
+        lost = placement.lost(self._apart, ray.nodes())
+        ready = {
+            pool
+            for pool in self._apart.keys() - lost
+            if all(
+                any(member.pool == pool and member.start_s is not None for member in team.members)
+                for team in self._teams.values()
+            )
+        }
+        return placement.Pools(frozenset(ready), lost)
 
     def poll(self) -> list[ModelState]:
         """Ask every replica what it did since the last poll; at most POLL_S.
@@ -262,8 +289,12 @@ def _workers_for(configured: settings.Settings) -> int:
     return min(MAX_WARM, _tasks_of_a_run(configured) * runs)
 
 
-def _gpus_for(model: settings.ModelSettings) -> float:
+def _gpus_for(model: settings.ModelSettings, pools: int) -> float:
     """GPUs of one replica: what its parallelism asks for, 0 where Ray has none.
+
+    Args:
+        model: its settings.
+        pools: in each of which it has all of its replicas.
 
     Raises:
         EngineStartError: Ray has GPUs, but too few.
@@ -276,9 +307,10 @@ def _gpus_for(model: settings.ModelSettings) -> float:
     arguments = model.engine_args
     sizes = [arguments.get(f"{kind}_parallel_size") or 1 for kind in ("tensor", "pipeline", "data")]
     each = float(sizes[0] * sizes[1] * sizes[2])
-    if each * model.replicas > there:
+    if each * model.replicas * pools > there:
         raise errors.EngineStartError(
-            f"model {model.name!r}: {model.replicas} replicas of {each:g} GPUs each, but Ray has {there:g}: "
+            f"model {model.name!r}: {model.replicas * pools} replicas of {each:g} GPUs each, "
+            f"but Ray has {there:g}: "
             "set fewer replicas, or a smaller engine_args.tensor_parallel_size"
         )
     return each
@@ -352,4 +384,5 @@ def _stats_of(member: _Member) -> Any:
         return ray.get(asked)
     except (ray.exceptions.RayError, errors.PipelineError) as error:
         _log.debug("replica_down", extra={"reason": " ".join(str(error).split())[:200]})
+        member.start_s = None
         return None

@@ -5,7 +5,7 @@ are processes of 80 to 115 MB each, which nobody here would ask, and which take 
 start and wake up all the time. Ray is imported inside functions only.
 
 Limits: a local Ray listens on the machine's own address, behind a random token. A Ray cluster by address must
-have these packages installed and share the spool's filesystem.
+have these packages installed; of its nodes only the daemon's own needs the spool.
 """
 
 from __future__ import annotations
@@ -87,13 +87,9 @@ def _options(configured: settings.Settings) -> dict[str, Any]:
     quiet = {"configure_logging": False, "log_to_driver": False, "logging_level": logging.WARNING}
     if configured.ray.address != "local":
         return {"address": configured.ray.address, **quiet}
-    pools = configured.scheduler.pools
-    named = {**pools.spot.resources, **pools.dedicated.resources}
     return {
         "address": "local",
         "num_cpus": os.cpu_count() or 1,
-        # On one machine every pool is this machine, whatever its resources are called.
-        "resources": dict.fromkeys(named, 1e6),
         "object_store_memory": OBJECT_STORE_BYTES,
         "include_dashboard": False,
         # Where these packages are, also when the working directory is elsewhere.

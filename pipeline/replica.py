@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import ray
@@ -261,15 +262,22 @@ class Replica:
         os._exit(1)
 
 
-def create(model: settings.ModelSettings, limits: settings.EngineSettings, num_gpus: float) -> Any:
+def create(
+    model: settings.ModelSettings, limits: settings.EngineSettings, placed: Mapping[str, Any] | None = None
+) -> Any:
     """Create a replica's actor, which belongs to this driver and is never detached.
+
+    Args:
+        model: whose engine it runs.
+        limits: how requests are sent to it.
+        placed: Ray's options that say where it stands.
 
     Returns:
         Its handle, before the engine has started.
     """
     options: dict[str, Any] = {
         "num_cpus": 0,
-        "num_gpus": num_gpus,
+        **(placed or {}),
         "max_restarts": -1,
         "max_task_retries": 0,  # callers retry, since they know which lines are finished
         "max_concurrency": MAX_CALLS,

@@ -43,7 +43,7 @@ def run(
     model: str,
     fleet: Fleet,
     configured: settings.Settings,
-    pool_resources: dict[str, float],
+    pool: str,
 ) -> None:
     """Work on every missing request of these batches, until all were tried or stopped.
 
@@ -52,7 +52,7 @@ def run(
         model: name of a configured model; its replicas are up or coming back.
         fleet: started.
         configured: all settings.
-        pool_resources: Ray resources that place the tasks on a pool's nodes.
+        pool: whose engines answer.
 
     Raises:
         RunError: not all could be tried; what is finished is kept, and another run may go on.
@@ -60,7 +60,7 @@ def run(
     from pipeline import calls, data
 
     chosen = configured.model_named(model)
-    route = calls.Route(fleet.handles(model), gate.slots(chosen), configured.engine.max_attempts)
+    route = calls.Route(fleet.handles(model, pool), gate.slots(chosen), configured.engine.max_attempts)
     shape = slices.shape(gate.max_num_seqs(chosen), len(route.replicas))
     try:
         bundles = list(slices.bundled(slices.spread(_pending(works), len(route.replicas)), shape.lines))
@@ -69,7 +69,7 @@ def run(
             load = sum(each.load for bundle in bundles for each in bundle) / len(bundles)
             tasks = min(slices.MAX_TASKS, max(shape.tasks, round(shape.depth / load)))
             dealt = list(slices.dealt(bundles, tasks))
-            data.execute(dealt, route, tasks, pool_resources, configured.engine.dedupe)
+            data.execute(dealt, route, tasks, configured.engine.dedupe)
         left = sum(each.missing for each in _pending(works))
     except Exception as error:  # Ray wraps whatever a task raised, and has errors of its own
         _abort(works, route.replicas)

@@ -47,16 +47,17 @@ class Shape(NamedTuple):
 
 
 def shape(max_num_seqs: int, replicas: int) -> Shape:
-    """The fewest tasks that keep enough requests in flight; two at least for each replica.
+    """The fewest tasks that keep enough requests in flight; two at least for each replica, and one more.
 
-    With one, an engine would run dry at the end of each bundle.
+    With one, an engine would run dry at the end of each bundle, and with two while one of them waits for a
+    long answer.
 
     Args:
         max_num_seqs: requests that an engine computes at once.
         replicas: engines.
     """
     depth = DEPTH * max_num_seqs * replicas
-    tasks = min(MAX_TASKS, max(2 * replicas, math.ceil(depth / WANTED_LINES)))
+    tasks = min(MAX_TASKS, max(2 * replicas + 1, math.ceil(depth / WANTED_LINES)))
     return Shape(depth, tasks, max(LEAST_LINES, min(BUNDLE_RESULTS, round(depth / tasks))))
 
 

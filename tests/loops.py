@@ -30,6 +30,7 @@ from daemon.watch import Watcher
 from daemon.workers import Workers
 from pipeline import errors
 from pipeline.fleet import ModelState
+from pipeline.placement import Pools
 from pipeline.run import Work
 from spool import control, create, lease, lines, parts, plan
 from spool.parts import Result, Usage
@@ -53,6 +54,9 @@ class Fleet:
     def poll(self) -> list[ModelState]:
         return [ModelState("m", 1, 1, 0, 0.1, 0, (), {}, Usage())]
 
+    def pools(self) -> Pools:
+        return Pools()
+
 
 class Run:
     """Stands in for pipeline.run.run: answers shard by shard, as told."""
@@ -67,7 +71,7 @@ class Run:
         self.calls: list[list[str]] = []
         self.answered = 0
 
-    def __call__(self, works: list[Work], model: str, resources: dict[str, float]) -> None:
+    def __call__(self, works: list[Work], model: str, pool: str) -> None:
         self.calls.append([work.folder.name for work in works])
         if self.error:
             raise self.error

@@ -24,6 +24,7 @@ from config.settings import Settings
 from daemon import main, serve
 from pipeline import slices
 from pipeline.fleet import ModelState
+from pipeline.placement import Pools
 from pipeline.run import Work
 from spool import control, lines, parts, plan
 from spool.parts import Result, Usage
@@ -51,6 +52,10 @@ class Fleet:
         """All are up."""
         return [ModelState(name, 1, 1, 0, 0.0, 0, (), {}, Usage()) for name in self._models]
 
+    def pools(self) -> Pools:
+        """All are open."""
+        return Pools()
+
     def stop(self) -> None:
         """Nothing to stop."""
 
@@ -58,7 +63,7 @@ class Fleet:
         """Likewise."""
 
 
-def run(works: list[Work], model: str, fleet: Any, configured: Settings, resources: Any) -> None:
+def run(works: list[Work], model: str, fleet: Any, configured: Settings, pool: str) -> None:
     """Answer all that is missing, as pipeline.run.run does."""
     latency_s = getattr(configured.model_named(model), "latency_s", 0.0)
     for work in works:

@@ -135,7 +135,7 @@ def test_two_thousand_requests_in_an_order_of_their_own(
     asked = bodies("fast", 2000)
     batch = make_batch(tmp_path, "all", asked)
     assert (batch / plan.FOLDER / plan.ORDER_FILE).exists()
-    run.run([run.Work(batch, 1)], "fast", started, configured, {})
+    run.run([run.Work(batch, 1)], "fast", started, configured, "spot")
     merged = check_merged(batch, "all", asked)
     assert len(reached()) == len(set(reached())) == distinct(asked) < 1600
     assert merged.shared == 2000 - distinct(asked)
@@ -152,7 +152,7 @@ def test_requests_of_one_document_reach_one_replica_together(
         for n in range(600)
     ]
     batch = make_batch(tmp_path, "docs", asked)
-    run.run([run.Work(batch, 1)], "fast", started, configured, {})
+    run.run([run.Work(batch, 1)], "fast", started, configured, "spot")
     check_merged(batch, "docs", asked)
     lines = [int(key.rpartition("_")[2]) for key in reached()]
     assert sorted(lines) == list(range(600))
@@ -170,7 +170,7 @@ def test_either_may_be_switched_off(
     with_ = settings.Settings(models=MODELS, engine={"order": order, "dedupe": wishes.is_deduping})
     asked = bodies("fast", 300)
     batch = make_batch(tmp_path, "off", asked, wishes)
-    run.run([run.Work(batch, 1)], "fast", started, with_, {})
+    run.run([run.Work(batch, 1)], "fast", started, with_, "spot")
     merged = check_merged(batch, "off", asked)
     assert len(reached()) == (distinct(asked) if wishes.is_deduping else 300)
     assert merged.shared == 300 - len(reached())
@@ -184,7 +184,7 @@ def test_a_plan_with_twins_runs_without_sharing_once_that_is_switched_off(
     with_ = settings.Settings(models=MODELS, engine={"dedupe": False})
     asked = bodies("fast", 100)
     batch = make_batch(tmp_path, "late", asked)
-    run.run([run.Work(batch, 1)], "fast", started, with_, {})
+    run.run([run.Work(batch, 1)], "fast", started, with_, "spot")
     assert check_merged(batch, "late", asked).shared == 0
     assert len(reached()) == 100
 
@@ -201,7 +201,7 @@ def test_a_stopped_run_goes_on_with_what_is_missing(
         attempt += 1
         control.clear_stop(batch)
         runner = threading.Thread(
-            target=run.run, args=([run.Work(batch, attempt)], "slow", started, configured, {})
+            target=run.run, args=([run.Work(batch, attempt)], "slow", started, configured, "spot")
         )
         runner.start()
         runner.join(1.3)
@@ -224,13 +224,13 @@ def test_a_twin_that_an_earlier_attempt_left_out_is_its_own_leader(
     body = {"model": "fast", "messages": [{"role": "user", "content": "same"}], "temperature": 0}
     asked = [body] * 5
     whole = make_batch(tmp_path, "whole", asked)
-    run.run([run.Work(whole, 1)], "fast", started, configured, {})
+    run.run([run.Work(whole, 1)], "fast", started, configured, "spot")
     (name,) = parts.list_parts(whole)
     first = list(parts.read(whole, name))[:2]
     batch = make_batch(tmp_path, "left", asked)
     readdressed = [row._replace(text=row.text.replace(b"whole", b"left"), shared=False) for row in first]
     parts.write(batch, 0, 1, readdressed)
-    run.run([run.Work(batch, 2)], "fast", started, configured, {})
+    run.run([run.Work(batch, 2)], "fast", started, configured, "spot")
     assert check_merged(batch, "left", asked).shared == 2
     assert reached() == ["whole_0", "left_2"]
 
@@ -245,7 +245,7 @@ def test_twins_of_a_poisonous_request_fail_with_it(
     for line in (7, 30, 59):
         asked[line] = poison
     batch = make_batch(tmp_path, "poison", asked)
-    run.run([run.Work(batch, 1)], "slow", started, configured, {})
+    run.run([run.Work(batch, 1)], "slow", started, configured, "spot")
     merged = merge.merge(batch, 60, None, 0o644)
     assert (merged.completed, merged.failed) == (57, 3)
     rows = [orjson.loads(row) for row in (batch / merge.FOLDER / "errors.jsonl").read_bytes().splitlines()]
@@ -264,7 +264,7 @@ def run_alone(batch: Path, ready: Path) -> None:
     own.start_ray()
     own.start_engines()
     ready.touch()
-    run.run([run.Work(batch, 1)], "slow", own, with_, {})
+    run.run([run.Work(batch, 1)], "slow", own, with_, "spot")
     own.stop()
 
 
@@ -295,7 +295,7 @@ def test_a_crash_in_the_middle_costs_only_what_was_in_flight(
     durable = sum(name.results for name in parts.list_parts(batch))
     done = {row.line for name in parts.list_parts(batch) for row in parts.read(batch, name)}
     assert durable in range(500, 2000)
-    run.run([run.Work(batch, 2)], "slow", started, configured, {})
+    run.run([run.Work(batch, 2)], "slow", started, configured, "spot")
     check_merged(batch, "big", asked)
     left = [body for line, body in enumerate(asked) if line not in done]
     assert len(reached()) == distinct(left)

@@ -109,7 +109,7 @@ def test_one_poison_fails_alone(
     """It ends the whole process, so that nobody can tell what was in the engine."""
     batch = runs.make_batch(tmp_path, "one", "fragile", 300, {150: "echo:die"})
     began = time.monotonic()
-    run.run([run.Work(batch, 1)], "fragile", started, configured, {})
+    run.run([run.Work(batch, 1)], "fragile", started, configured, "spot")
     print(f"die: {reached(batch, 150)} deaths, {time.monotonic() - began:.1f} s")
     check(batch, "one", 300, {150})
     assert ATTEMPTS < reached(batch, 150) <= MOST
@@ -123,7 +123,7 @@ def test_two_poisons_fail_alone(
     """The first and the last line; the engine dies, and its process says what was in it."""
     batch = runs.make_batch(tmp_path, "two", "fragile", 300, {0: "echo:crash", 299: "echo:crash"})
     began = time.monotonic()
-    run.run([run.Work(batch, 1)], "fragile", started, configured, {})
+    run.run([run.Work(batch, 1)], "fragile", started, configured, "spot")
     deaths = reached(batch, 0) + reached(batch, 299)
     print(f"crash, crash: {deaths} deaths, {time.monotonic() - began:.1f} s")
     check(batch, "two", 300, {0, 299})
@@ -154,7 +154,7 @@ def test_a_lone_request_dies_max_attempts_times(
 ) -> None:
     """Where the engine dies alone, the replica knows that nothing else was in it."""
     batch = runs.make_batch(tmp_path, "lone", "fragile", 1, {0: "echo:crash"})
-    run.run([run.Work(batch, 1)], "fragile", started, configured, {})
+    run.run([run.Work(batch, 1)], "fragile", started, configured, "spot")
     check(batch, "lone", 1, {0})
     assert reached(batch, 0) == ATTEMPTS
 
@@ -175,7 +175,7 @@ def test_a_restart_keeps_the_attempts(
         runner.finish()
     assert list(parts.list_parts(batch)) == []
     assert suspects(batch)[60] == attempts.Suspect(1, 1)
-    run.run([run.Work(batch, 4)], "fragile", started, configured, {})
+    run.run([run.Work(batch, 4)], "fragile", started, configured, "spot")
     check(batch, "kept", 120, {60})
     assert reached(batch, 60) <= MOST
 
@@ -224,7 +224,7 @@ def test_a_request_that_stalls_its_engine_fails_alone(
     batch = runs.make_batch(tmp_path, "stalled", "fragile", 6, {2: "echo:stall"})
     began = time.monotonic()
     once = configured.model_copy(update={"engine": configured.engine.model_copy(update={"max_attempts": 1})})
-    run.run([run.Work(batch, 1)], "fragile", started, once, {})
+    run.run([run.Work(batch, 1)], "fragile", started, once, "spot")
     print(f"stalled engine: {time.monotonic() - began:.1f} s, {reached(batch, 2)} times")
     check(batch, "stalled", 6, {2})
     assert reached(batch, 2) == 2

@@ -61,7 +61,7 @@ def test_a_poison_fails_alone_though_its_notes_kill_whoever_writes_them(
 ) -> None:
     """Ray repeats the task: what is on record is never tried in larger company again."""
     batch = runs.make_batch(tmp_path, "noted", "fragile", 120, {POISON: "echo:crash"})
-    run.run([run.Work(batch, 1)], "fragile", started, configured, {})
+    run.run([run.Work(batch, 1)], "fragile", started, configured, "spot")
     runs.check_merged(batch, "noted", 120, failed=1)
     [failed] = [json.loads(row) for row in (batch / merge.FOLDER / "errors.jsonl").read_bytes().splitlines()]
     assert (failed["custom_id"], failed["error"]["code"]) == (f"noted-{POISON}", "engine_error")

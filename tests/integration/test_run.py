@@ -170,7 +170,7 @@ def run_alone(batch: Path, ready: Path) -> None:
     own.start_ray()
     own.start_engines()
     ready.touch()
-    run.run([run.Work(batch, 1)], "fast", own, with_, {})
+    run.run([run.Work(batch, 1)], "fast", own, with_, "spot")
     own.stop()
 
 
@@ -181,7 +181,7 @@ class Runner(threading.Thread):
         self, works: list[run.Work], model: str, used: fleet.Fleet, with_: settings.Settings
     ) -> None:
         super().__init__(daemon=True)
-        self._call = (works, model, used, with_, dict[str, float]())
+        self._call = (works, model, used, with_, "spot")
         self.error: Exception | None = None
         self.start()
 
@@ -205,7 +205,7 @@ def test_ten_requests_on_a_warm_engine(
     for index in range(3):
         batch = make_batch(tmp_path, f"ten{index}", "fast", 10)
         began = time.perf_counter()
-        run.run([run.Work(batch, 1)], "fast", started, configured, {})
+        run.run([run.Work(batch, 1)], "fast", started, configured, "spot")
         print(f"10 requests: {time.perf_counter() - began:.3f} s")
         check_merged(batch, f"ten{index}", 10)
 
@@ -214,7 +214,7 @@ def test_a_thousand_requests_are_answered_once(
     started: fleet.Fleet, configured: settings.Settings, tally: Tally, tmp_path: Path
 ) -> None:
     batch = make_batch(tmp_path, "thousand", "fast", 1000)
-    run.run([run.Work(batch, 1)], "fast", started, configured, {})
+    run.run([run.Work(batch, 1)], "fast", started, configured, "spot")
     check_merged(batch, "thousand", 1000)
     assert tally.answered("fast") == 1000
     state = started.poll()[0]
@@ -226,7 +226,7 @@ def test_a_done_batch_is_not_run_again(
 ) -> None:
     batch = make_batch(tmp_path, "again", "fast", 20)
     for attempt in (1, 2):
-        run.run([run.Work(batch, attempt)], "fast", started, configured, {})
+        run.run([run.Work(batch, attempt)], "fast", started, configured, "spot")
     assert tally.answered("fast") == 20
     assert [name.attempt for name in parts.list_parts(batch)] == [1]
 
@@ -236,7 +236,7 @@ def test_a_run_carries_many_small_batches(
 ) -> None:
     """They share tasks, but each gets its own parts."""
     batches = {f"small{index}": make_batch(tmp_path, f"small{index}", "fast", 7) for index in range(40)}
-    run.run([run.Work(batch, 1) for batch in batches.values()], "fast", started, configured, {})
+    run.run([run.Work(batch, 1) for batch in batches.values()], "fast", started, configured, "spot")
     for name, batch in batches.items():
         check_merged(batch, name, 7)
     assert tally.answered("fast") == 280
@@ -274,10 +274,10 @@ def test_a_stopped_run_keeps_what_is_finished(
     finished = sum(name.results for name in parts.list_parts(batch))
     assert 0 < finished < 600
     assert finished == tally.answered("slow")
-    run.run([run.Work(batch, 2)], "slow", started, configured, {})  # still told to stop: does nothing
+    run.run([run.Work(batch, 2)], "slow", started, configured, "spot")  # still told to stop: does nothing
     assert finished == tally.answered("slow")
     control.clear_stop(batch)
-    run.run([run.Work(batch, 3)], "slow", started, configured, {})
+    run.run([run.Work(batch, 3)], "slow", started, configured, "spot")
     check_merged(batch, "stopped", 600)
     assert tally.answered("slow") == 600
 
@@ -332,7 +332,7 @@ def test_a_crash_costs_no_more_than_what_was_in_flight(
     until(lambda: all(is_zombie(pid) for pid in family), "all to be dead")
     durable = sum(name.results for name in parts.list_parts(batch))
     answered = {row.split()[0] for row in log.read_text().splitlines()}
-    run.run([run.Work(batch, 2)], "fast", started, configured, {})
+    run.run([run.Work(batch, 2)], "fast", started, configured, "spot")
     again = tally.answered("fast")
     print(f"{durable} durable, {len(answered)} answered, {again} asked after the crash")
     check_merged(batch, "big", 20_000)
@@ -353,7 +353,7 @@ def test_an_adopted_batch_ends_its_run_quietly(
     runner.finish()
     assert not batch.exists()
     assert tally.poll("slow").inflight == 0
-    run.run([run.Work(adopted, 2)], "slow", started, configured, {})
+    run.run([run.Work(adopted, 2)], "slow", started, configured, "spot")
     check_merged(adopted, "adopted", 600)
 
 
@@ -421,7 +421,7 @@ def test_failures_go_to_the_errors_file(
     started: fleet.Fleet, configured: settings.Settings, tally: Tally, tmp_path: Path
 ) -> None:
     batch = make_batch(tmp_path, "flaky", "flaky", 200)
-    run.run([run.Work(batch, 1)], "flaky", started, configured, {})
+    run.run([run.Work(batch, 1)], "flaky", started, configured, "spot")
     check_merged(batch, "flaky", 200, failed=None)
     failed = [json.loads(line) for line in (batch / "merged" / "errors.jsonl").read_bytes().splitlines()]
     assert 0 < len(failed) < 200
@@ -445,7 +445,7 @@ def test_engines_run_before_the_workers_that_hand_requests_around(
     started: fleet.Fleet, configured: settings.Settings, tmp_path: Path
 ) -> None:
     batch = make_batch(tmp_path, "niced", "fast", 300)
-    run.run([run.Work(batch, 1)], "fast", started, configured, {})
+    run.run([run.Work(batch, 1)], "fast", started, configured, "spot")
     ours = os.getpriority(os.PRIO_PROCESS, 0)
     niceness: dict[str, set[int]] = {}
     for pid in ray_processes():
@@ -463,7 +463,7 @@ def test_parts_say_how_long_the_engine_took(
 ) -> None:
     """Of each answer; it comes from the replica's process, through Ray, into the names and the merge."""
     batch = make_batch(tmp_path, "slow", "slow", 150)
-    run.run([run.Work(batch, 1)], "slow", started, configured, {})
+    run.run([run.Work(batch, 1)], "slow", started, configured, "spot")
     merged = merge.merge(batch, 150, EXPIRED, 0o644, time.time() - LIMIT_S)
     assert merged.latency is not None and merged.timeline is not None
     took = {index for index, count in enumerate(merged.latency.counts) if count}
@@ -478,7 +478,7 @@ def test_a_request_that_takes_too_long_fails_alone(started: fleet.Fleet, tmp_pat
     from pipeline import replica
 
     model = settings.EchoModel(name="late", kind="echo", latency_s=1)
-    handle = replica.create(model, settings.EngineSettings(request_timeout_s=0.1), 0)
+    handle = replica.create(model, settings.EngineSettings(request_timeout_s=0.1))
     try:
         requests = [request("late", "a", "late"), b"no JSON"]
         reply = ray.get(handle.infer.remote("batch", 0, "batch_x", [0, 1], requests))
@@ -497,7 +497,7 @@ def test_reading_and_answering_is_one_task(started: fleet.Fleet, tmp_path: Path)
     batch = make_batch(tmp_path, "fused", "fast", 5 * SHARD_LINES)
     tasks = list(slices.dealt(list(slices.bundled(slices.pending(batch, 1), SHARD_LINES)), 2))
     route = calls.Route(started.handles("fast"), 320, 3)
-    done = data.steps(tasks, route, 2, {}, False).materialize()
+    done = data.steps(tasks, route, 2, False).materialize()
     assert re.findall(r"^Operator \d+ (\S+):", done.stats(), re.MULTILINE) == [
         "ReadShardSource->MapBatches(answer)"
     ]
@@ -512,7 +512,7 @@ def test_a_failing_disk_is_known_for_one(
     batch = make_batch(tmp_path, "disk", "fast", 10)
     (batch / attempts.FOLDER).write_bytes(b"")
     with pytest.raises(errors.RunError, match="Not a directory") as failed:
-        run.run([run.Work(batch, 1)], "fast", started, configured, {})
+        run.run([run.Work(batch, 1)], "fast", started, configured, "spot")
     assert isinstance(failed.value.__cause__, NotADirectoryError)
 
 
@@ -523,7 +523,7 @@ def test_a_damaged_input_fails_the_run(
     content = (batch / plan.INPUT_FILE).read_bytes()
     (batch / plan.INPUT_FILE).write_bytes(content[: len(content) // 2])
     with pytest.raises(errors.RunError, match=r"model 'fast': .*input\.jsonl holds"):
-        run.run([run.Work(batch, 1)], "fast", started, configured, {})
+        run.run([run.Work(batch, 1)], "fast", started, configured, "spot")
 
 
 def test_an_engine_that_cannot_start_says_why(started: fleet.Fleet) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from daemon import engines
 from pipeline.fleet import ModelState
+from pipeline.placement import Pools
 from spool.parts import Usage
 
 LIMIT_S = 20.0
@@ -34,6 +35,9 @@ class Fleet:
         self.looks += 1
         inflight = 5 if self.looks <= self._busy_looks else 0
         return [ModelState("m", 1, 1, 0, 0.1, inflight, (), {}, Usage())]
+
+    def pools(self) -> Pools:
+        return Pools()
 
 
 @pytest.mark.parametrize("busy_looks", [0, 6])

@@ -1,4 +1,4 @@
-"""The mock pools: slots and simulated pre-emption."""
+"""The pools: slots, simulated pre-emption, and pools of real nodes that come and go."""
 
 from __future__ import annotations
 
@@ -108,3 +108,37 @@ def test_lifetimes_count_from_the_start_of_the_run_with_the_mean_of_the_settings
     assert len(lifetimes) == 2000
     assert statistics.mean(lifetimes) == pytest.approx(60, rel=0.1)
     assert statistics.stdev(lifetimes) == pytest.approx(60, rel=0.1)
+
+
+def test_a_closed_pool_gives_no_slot():
+    """Its runs go on, and what is free comes back with it."""
+    pools = _pools(spot=2)
+    pools.take(Run("r", "spot", 0.0))
+    pools.open_only({"dedicated"})
+    assert (pools.capacity("spot"), pools.free("spot"), pools.free("dedicated")) == (0, 0, 1)
+    with pytest.raises(OutOfStep, match="no free slot in spot"):
+        pools.take(Run("s", "spot", 0.0))
+    pools.open_only({"spot", "dedicated"})
+    assert pools.free("spot") == 1
+
+
+def test_a_lost_pool_preempts_its_runs_once():
+    """Those of the other pool go on; a new run in the pool that came back may be lost again."""
+    pools = _pools(spot=2)
+    runs: list[tuple[str, PoolName]] = [("r", "spot"), ("s", "spot"), ("d", "dedicated")]
+    for name, pool in runs:
+        pools.take(Run(name, pool, 0.0))
+    assert pools.preempt(1.0) == []
+    assert pools.preempt(1.0, {"spot"}) == ["r", "s"]
+    assert pools.preempt(1.0, {"spot"}) == []
+    pools.release("r")
+    pools.take(Run("r", "spot", 2.0))
+    assert pools.preempt(3.0, {"spot"}) == ["r"]
+
+
+def test_a_run_that_is_due_and_lost_is_named_once():
+    """Simulation and loss at the same time are one pre-emption."""
+    pools = _pools(spot=1, preempt_every_s=1)
+    pools.take(Run("r", "spot", 0.0))
+    assert pools.preempt(1e9, {"spot"}) == ["r"]
+    assert pools.preempt(1e9, {"spot"}) == []

@@ -135,12 +135,12 @@ def test_the_last_tasks_are_short() -> None:
 
 @pytest.mark.parametrize(
     ("max_num_seqs", "replicas", "tasks", "lines"),
-    [(256, 1, 2, 256), (32, 1, 2, 128), (8, 1, 2, 128), (512, 1, 4, 256), (256, 2, 4, 256), (256, 4, 4, 512)],
+    [(256, 1, 3, 171), (32, 1, 3, 128), (8, 1, 3, 128), (512, 1, 4, 256), (256, 2, 4, 256), (256, 4, 4, 512)],
 )
 def test_a_run_has_few_tasks_and_enough_in_flight(
     monkeypatch: pytest.MonkeyPatch, max_num_seqs: int, replicas: int, tasks: int, lines: int
 ) -> None:
-    """Two for each replica, so that none runs dry between two bundles, with more requests where few."""
+    """Two for each replica and one more: none runs dry between two bundles, or beside a long answer."""
     monkeypatch.setattr(slices, "MAX_TASKS", 4)
     shape = slices.shape(max_num_seqs, replicas)
     assert (shape.tasks, shape.lines) == (tasks, lines)
