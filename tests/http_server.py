@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -156,3 +157,32 @@ async def _read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> R
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:-2])}
     body = await reader.readexactly(int(headers.get("content-length", 0)))
     return Request(method, path, headers, body, reader, writer)
+
+
+class ServerThread:
+    """An HttpServer on an event loop of its own, for tests that run none."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self.server = server
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="http-server", daemon=True)
+        self._thread.start()
+        self.start()
+
+    def start(self) -> None:
+        """Listen, again if need be."""
+        self._run(self.server.start())
+
+    def stop(self) -> None:
+        """Be gone, as a process that is killed."""
+        self._run(self.server.stop())
+
+    def close(self) -> None:
+        """Stop for good."""
+        self._run(self.server.__aexit__())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def _run(self, wish: Coroutine[Any, Any, Any]) -> None:
+        asyncio.run_coroutine_threadsafe(wish, self._loop).result(10)
