@@ -14,7 +14,8 @@ that was stopped. A request that breaks servers while alone there is blamed for 
 Imported only inside functions, as it loads aiohttp (http_client.py).
 
 Limits: 4xx is an answer, 401 for a key that was withdrawn too. A server that always answers 429 or 503 is
-waited for until the deadline. A proxy's own time limit (504) fails a request after three tries.
+waited for until the deadline. A proxy's own time limit (504) fails a request after three tries. Of identical
+requests that are sent once, all answers have the id that the server made.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ class OpenAIEngine:
         try:
             async with asyncio.timeout(ask.left_s) as limit:
                 self._under_way[attempt] = limit
-                verdict = await self._client.ask(attempt.server.url, ask.url, ask.data, ask.request_id)
+                verdict = await self._client.ask(attempt.server.url, ask.url, ask.data)
         except TimeoutError:
             now = time.monotonic()
             reason = f"gave no answer within {now - began:.0f} s"

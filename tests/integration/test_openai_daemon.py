@@ -25,8 +25,7 @@ async def add(request: Request) -> None:
     a, b = question.removeprefix("What is ").removesuffix("?").split("+")
     message = {"role": "assistant", "content": str(int(a) + int(b))}
     usage = {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}
-    request_id = request.headers["x-request-id"]
-    await request.reply(200, {"id": request_id, "choices": [{"message": message}], "usage": usage})
+    await request.reply(200, {"choices": [{"message": message}], "usage": usage})
 
 
 @pytest.fixture

@@ -147,8 +147,8 @@ def test_a_request_arrives_as_it_is_and_its_answer_comes_as_it_is(suffix: str) -
             assert (first.method, first.path, second.path) == ("POST", "/v1/completions", "/score")
             assert first.json == sent
             assert first.headers["content-type"] == "application/json"
-            assert first.headers["x-request-id"].endswith("-key_7")
             assert "authorization" not in first.headers
+            assert "x-request-id" not in first.headers  # llama-cpp-python refuses any that is no UUID
             assert [look.path for look in server.looks] == ["/v1/models"]
 
     play(scene())
