@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import servers
 from pipeline.servers import Attempt, Fault, Server, Servers
@@ -260,3 +262,57 @@ def test_a_withdrawn_request_says_nothing() -> None:
     (server,) = them.all
     them.left(them.begin(server, 0.0))
     assert (server.inflight, server.failures, server.limit) == (0, 0, 8)
+
+
+EVENTS = ("answered", "refused", "told to wait", "useless", "unreachable", "ran out", "left")
+
+
+@given(
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.lists(
+        st.tuples(st.integers(0, 9), st.sampled_from(EVENTS), st.floats(0, 30), st.booleans()), max_size=80
+    ),
+)
+def test_whatever_happens_the_books_balance(
+    count: int, most: int, course: list[tuple[int, str, float, bool]]
+) -> None:
+    """Limits hold, and whoever waits gets a place in the end or is told that none can be reached."""
+    them = make(count, most)
+    now, inside = 0.0, list[Attempt]()
+    for which, event, pause_s, is_well in course:
+        now += pause_s
+        for server in them.to_look_at(now):
+            if is_well:
+                them.seen_well(server)
+            else:
+                them.seen_ill(server, now, "no")
+        while server := them.choose(now):
+            assert server.has_room(now) and them.has_room(now)
+            inside.append(them.begin(server, now))
+        if inside:
+            end(them, inside.pop(which % len(inside)), event, now)
+        assert sum(server.inflight for server in them.all) == len(inside)
+        assert all(1 <= server.limit <= most for server in them.all)
+        if not inside and them.absence() is None:
+            later = max(now, them.changes_at(now)) if them.choose(now) is None else now
+            assert later < now + 60 and them.choose(later) is not None
+
+
+def end(them: Servers, attempt: Attempt, event: str, now: float) -> None:
+    """Tell what became of a request."""
+    match event:
+        case "answered":
+            them.answered(attempt, now)
+        case "refused":
+            them.refused(attempt, now, None)
+        case "told to wait":
+            them.refused(attempt, now, 5.0)
+        case "useless":
+            them.failed(attempt, now, Fault.USELESS, "useless")
+        case "unreachable":
+            them.failed(attempt, now, Fault.UNREACHABLE, "away")
+        case "ran out":
+            them.ran_out(attempt, now, "late")
+        case _:
+            them.left(attempt)
