@@ -287,9 +287,9 @@ def test_whatever_happens_the_books_balance(
                 them.seen_well(server)
             else:
                 them.seen_ill(server, now, "no")
-        while server := them.choose(now):
-            assert server.has_room(now) and them.has_room(now)
-            inside.append(them.begin(server, now))
+        while chosen := them.choose(now):
+            assert chosen.has_room(now) and them.has_room(now)
+            inside.append(them.begin(chosen, now))
         if inside:
             end(them, inside.pop(which % len(inside)), event, now)
         assert sum(server.inflight for server in them.all) == len(inside)
