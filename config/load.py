@@ -72,7 +72,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _resolve_sources(tree: dict[str, Any], base: Path) -> None:
-    """Turn a model's relative folder into an absolute one; leave hub names alone.
+    """Turn a model's relative folder, or its key's file, into an absolute one; leave hub names alone.
 
     `./x`, `../x` and `/x` are always folders; `org/name` is one only where such a folder stands.
     """
@@ -81,3 +81,6 @@ def _resolve_sources(tree: dict[str, Any], base: Path) -> None:
         source = model.get("source") if isinstance(model, dict) else None
         if isinstance(source, str) and (source.startswith((".", "/", "~")) or (base / source).is_dir()):
             model["source"] = str((base / Path(source).expanduser()).resolve())
+        key_file = model.get("api_key_file") if isinstance(model, dict) else None
+        if isinstance(key_file, str) and key_file:
+            model["api_key_file"] = str(base / Path(key_file).expanduser())

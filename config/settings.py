@@ -8,6 +8,7 @@ Units: bytes and seconds; 0 means no limit unless the field says otherwise.
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -174,9 +175,60 @@ class VllmModel(_Model):
 class OpenAIModel(_Model):
     """A model behind OpenAI-compatible servers."""
 
-    kind: Literal["openai"] = Field(description="The engine: servers elsewhere; not in this version.")
-    urls: tuple[str, ...] = Field(min_length=1, description="Base URLs of OpenAI-compatible servers.")
-    api_key_env: str | None = Field(None, description="Environment variable that holds the API key.")
+    kind: Literal["openai"] = Field(description="The engine: servers elsewhere.")
+    urls: tuple[str, ...] = Field(
+        min_length=1, description="Base URLs of OpenAI-compatible servers, with or without `/v1` at the end."
+    )
+    api_key_env: str | None = Field(
+        None, min_length=1, description="Environment variable of the daemon that holds the API key."
+    )
+    api_key_file: str | None = Field(
+        None, min_length=1, description="File that holds the API key, relative to the YAML file."
+    )
+    max_concurrency: int = Field(
+        128, ge=1, description="Requests at a time to each server, of each replica; fewer while it refuses."
+    )
+
+    @field_validator("urls")
+    @classmethod
+    def _are_roots(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        """Cut them to what the endpoints of a file are appended to, such as `http://host:8000`."""
+        roots = tuple(_root(url, place) for place, url in enumerate(urls))
+        twice = sorted({root for root in roots if roots.count(root) > 1})
+        if twice:
+            raise ValueError(f"{twice[0]} stands twice")
+        return roots
+
+    @model_validator(mode="after")
+    def _one_key(self) -> OpenAIModel:
+        if self.api_key_env is not None and self.api_key_file is not None:
+            raise ValueError("api_key_env and api_key_file are both given: name one of them")
+        return self
+
+
+def _root(url: str, place: int) -> str:
+    """A server's URL without `/v1`. The message of an error shows none of it, since it may hold a password.
+
+    Raises:
+        ValueError: it is no URL of a server.
+    """
+    try:
+        parts = urlsplit(url)
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, brackets that do not match
+        is_good = False
+    if (
+        not is_good
+        or "@" in parts.netloc
+        or parts.query
+        or parts.fragment
+        or not url.isprintable()
+        or " " in url
+    ):
+        raise ValueError(
+            f"URL {place + 1} must be http(s)://HOST[:PORT][/PATH] without user, password, query and fragment"
+        )
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 class EchoModel(_Model):

@@ -117,5 +117,9 @@ class Admission:
 
 
 def identity(model: VllmModel | OpenAIModel | EchoModel) -> dict[str, object]:
-    """What of a model's settings decides its answers; how many engines it has does not."""
-    return model.model_dump(mode="json", exclude={"name", "replicas", "latency_s", "urls", "api_key_env"})
+    """What of a model's settings decides its answers; how many engines it has does not.
+
+    Of servers elsewhere that is the kind alone: they may move; the model's name stands in the plan itself.
+    """
+    servers = {"urls", "api_key_env", "api_key_file", "max_concurrency"}
+    return model.model_dump(mode="json", exclude={"name", "replicas", "latency_s", *servers})

@@ -1,13 +1,14 @@
 """What an engine is to the rest of batchd.
 
 An engine answers single requests of the OpenAI API, many at a time on one event loop; it does not batch
-files, retry or time out. vllm_engine.py (the real one) and echo.py (for tests) keep this contract; neither
-ever stands in for the other. Imports neither vllm nor torch.
+files, and does not time out unless it is Remote. vllm_engine.py (in this process), openai_engine.py (servers
+elsewhere) and echo.py (for tests) keep this contract; none ever stands in for another. Imports neither vllm
+nor torch.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from spool.parts import Usage
 
@@ -65,6 +66,8 @@ class Engine(Protocol):
 
         Raises:
             EngineDeadError: the engine died before it could answer; another one may.
+            EngineAwayError: it cannot answer now, and will by itself; the request is not to blame.
+            NoAnswerError: it tried as often as makes sense, and has nothing for this request.
         """
         ...
 
@@ -73,9 +76,23 @@ class Engine(Protocol):
 
         Raises:
             EngineDeadError: it cannot, and never will again.
+            EngineAwayError: it cannot now, and will by itself.
         """
         ...
 
     async def stop(self) -> None:
         """Free everything the engine holds, its processes too. May be called twice, or before start."""
+        ...
+
+
+@runtime_checkable
+class Remote(Protocol):
+    """What an engine that asks servers elsewhere has beside the rest.
+
+    It keeps the time limit itself, since only time at a server counts, not the wait for one: `answer` raises
+    TimeoutError. A silence of it is the servers', which no new process mends.
+    """
+
+    def outages(self) -> dict[str, str]:
+        """Why servers get no requests now, by URL; empty if all do."""
         ...

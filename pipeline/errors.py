@@ -3,6 +3,8 @@
     PipelineError
     ├── EngineStartError    no engine as configured: needs a person, trying again changes nothing
     ├── EngineDeadError     the engine is gone: start another one, the unanswered requests may run again
+    ├── EngineAwayError     the engine cannot answer now, and will by itself: ask again, nothing was tried
+    ├── NoAnswerError       nobody has a usable answer to this one request, which fails
     └── RunError            this run of a batch cannot go on; finished parts stay
 
 A bad request is none of these: it is an Answer with status 4xx. The messages are shown as they are.
@@ -26,6 +28,14 @@ class EngineStartError(PipelineError):
 
 class EngineDeadError(PipelineError):
     """An engine died, was never started, or was stopped."""
+
+
+class EngineAwayError(PipelineError):
+    """What an engine needs cannot be reached now; a new process would change nothing."""
+
+
+class NoAnswerError(PipelineError):
+    """A request was tried often enough, and got nothing that could stand in its line."""
 
 
 class RunError(PipelineError):

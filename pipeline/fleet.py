@@ -40,7 +40,7 @@ class ModelState:
 
     Attributes:
         replicas: configured.
-        up: replicas whose engine has started and answered in time.
+        up: replicas whose engine has started, answered in time and is not away.
         restarts: times a replica came back in a new process, since this fleet began.
         start_seconds: of the replica that started last; None before the first.
         inflight: requests in the engines.
@@ -73,6 +73,7 @@ class _Member:
         start_s: what its engine took to start; None until it has.
         asked: the statistics that were asked for and have not come yet.
         asked_at: when, by the monotonic clock.
+        outages: of its engine's servers, when it last said so.
     """
 
     handle: Any
@@ -82,6 +83,7 @@ class _Member:
     asked: Any = None
     asked_at: float = 0.0
     restarts: int = 0
+    outages: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -356,7 +358,9 @@ def _collect(team: _Team, done: set[Any]) -> ModelState:
         if stats.start_s is not None and member.start_s != stats.start_s:
             team.start_seconds = stats.start_s
         member.process, member.start_s = stats.process, stats.start_s
-        up += stats.start_s is not None
+        _log_outages(team.model.name, member.outages, stats.outages)
+        member.outages = stats.outages
+        up += stats.start_s is not None and not stats.is_away
         inflight += stats.inflight
         durations += stats.activity.durations
         outcomes.update(stats.activity.outcomes)
@@ -373,6 +377,14 @@ def _collect(team: _Team, done: set[Any]) -> ModelState:
         usage=usage,
         engines=tuple(engines),
     )
+
+
+def _log_outages(model: str, before: dict[str, str], now: dict[str, str]) -> None:
+    """Say which servers get no requests any more, and which do again; a replica's own log is not shown."""
+    for url in now.keys() - before.keys():
+        _log.warning("server_down", extra={"model": model, "server": url, "reason": now[url]})
+    for url in before.keys() - now.keys():
+        _log.info("server_up", extra={"model": model, "server": url})
 
 
 def _stats_of(member: _Member) -> Any:

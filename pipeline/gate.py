@@ -91,6 +91,8 @@ def slots(model: settings.ModelSettings) -> int:
 
 
 def max_num_seqs(model: settings.ModelSettings) -> int:
-    """Requests that a replica's engine computes at once."""
+    """Requests that a replica's engine computes at once, or its servers together when none refuses any."""
+    if isinstance(model, settings.OpenAIModel):
+        return len(model.urls) * model.max_concurrency
     given = model.engine_args.get("max_num_seqs") if isinstance(model, settings.VllmModel) else None
     return given if isinstance(given, int) and given > 0 else DEFAULT_MAX_NUM_SEQS

@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import ray
+from pydantic import SecretStr
 
 from config import settings
-from pipeline import engine, engine_stats, errors, kinds
+from pipeline import api_key, engine, engine_stats, errors, kinds
 from pipeline.gate import Gate, slots
 from pipeline.reply import Reply
 from pipeline.responder import Activity, Responder
@@ -40,6 +41,8 @@ class Stats(NamedTuple):
     Attributes:
         process: random name of this process, so that a restart is seen.
         start_s: seconds that the engine took to start; None while it starts.
+        is_away: whether the engine has started and cannot answer now.
+        outages: servers of a Remote engine that get no requests now, and why.
         inflight: requests in the engine now.
         activity: what came of requests.
         engine: what the engine says of itself, see engine_stats.
@@ -47,6 +50,8 @@ class Stats(NamedTuple):
 
     process: str
     start_s: float | None
+    is_away: bool
+    outages: dict[str, str]
     inflight: int
     activity: Activity
     engine: dict[str, float]
@@ -56,11 +61,16 @@ class Replica:
     """One engine and the requests in it. All methods run on the actor's one event loop."""
 
     def __init__(
-        self, model: settings.ModelSettings, limits: settings.EngineSettings, omp_num_threads: str | None
+        self,
+        model: settings.ModelSettings,
+        limits: settings.EngineSettings,
+        omp_num_threads: str | None,
+        key: SecretStr | None,
     ) -> None:
         _set_threads(omp_num_threads)
         self._model = model
         self._limits = limits
+        self._key = key
         self._name = model.name
         self._engine: engine.Engine | None = None
         self._responder: Responder | None = None
@@ -75,7 +85,7 @@ class Replica:
         self._fallen: frozenset[tuple[str, int]] = frozenset()
 
     async def ready(self) -> float:
-        """Wait until the engine has started.
+        """Wait until the engine has started, and see whether it can answer.
 
         Returns:
             Seconds that the start took.
@@ -83,6 +93,7 @@ class Replica:
         Raises:
             EngineStartError: it cannot start; this process ends soon.
             EngineDeadError: it died; this process ends soon.
+            EngineAwayError: it cannot answer now, and will by itself.
         """
         if self._end is not None:
             raise errors.EngineDeadError(f"model {self._name!r}: the engine died and is being restarted")
@@ -90,6 +101,12 @@ class Replica:
             self._start = asyncio.create_task(self._start_engine())
         await asyncio.shield(self._start)
         assert self._start_s is not None
+        assert self._engine is not None
+        try:
+            await self._engine.check_health()
+        except errors.EngineDeadError:
+            self._end_soon(FLUSH_S)
+            raise
         return self._start_s
 
     async def enter(self, batch: str, shard: int, company: int, count: int) -> None:
@@ -102,7 +119,7 @@ class Replica:
             count: how many these are.
 
         Raises:
-            EngineStartError, EngineDeadError: as `ready`.
+            EngineStartError, EngineDeadError, EngineAwayError: as `ready`.
         """
         await self.ready()
         await self.abort(batch, shard)
@@ -132,7 +149,7 @@ class Replica:
             has_places: they have places from `enter`; nothing is tried if those were given up meanwhile.
 
         Raises:
-            EngineStartError, EngineDeadError: as `ready`; nothing was tried.
+            EngineStartError, EngineDeadError, EngineAwayError: as `ready`; nothing was tried.
         """
         await self.ready()
         key = (batch, shard)
@@ -180,29 +197,18 @@ class Replica:
             EngineDeadError: the engine died; this process ends soon.
             EngineStartError: it cannot start; this process ends soon.
         """
-        if self._start_s is None:
-            waiting = asyncio.ensure_future(self.ready())
-            await asyncio.wait([waiting], timeout=0.01)
-            if waiting.done():
+        is_away = False
+        waiting = asyncio.ensure_future(self.ready())
+        await asyncio.wait([waiting], timeout=0.01 if self._start_s is None else None)
+        if waiting.done():
+            try:
                 waiting.result()
-        else:
-            await self.check_health()
+            except errors.EngineAwayError:
+                is_away = True
+        outages: dict[str, str] = self._engine.outages() if isinstance(self._engine, engine.Remote) else {}
         activity = self._responder.take_activity() if self._responder else Activity([], {}, Usage())
-        return Stats(self._process, self._start_s, len(self._inside), activity, engine_stats.read())
-
-    async def check_health(self) -> None:
-        """Return if the engine can answer.
-
-        Raises:
-            EngineDeadError: it cannot; this process ends soon.
-        """
-        await self.ready()
-        assert self._engine is not None
-        try:
-            await self._engine.check_health()
-        except errors.EngineDeadError:
-            self._end_soon(FLUSH_S)
-            raise
+        inflight, said = len(self._inside), engine_stats.read()
+        return Stats(self._process, self._start_s, is_away, outages, inflight, activity, said)
 
     async def stop(self) -> None:
         """Cancel everything and stop the engine; for an orderly end."""
@@ -213,7 +219,7 @@ class Replica:
     async def _start_engine(self) -> None:
         began = time.monotonic()
         try:
-            made = kinds.make_engine(self._model, allowed_media_domains=self._limits.allowed_media_domains)
+            made = kinds.make_engine(self._model, self._limits, self._key)
             await made.start()
         except Exception as error:
             self._end_soon(START_RETRY_S)
@@ -226,7 +232,11 @@ class Replica:
         self._start_s = time.monotonic() - began
 
     async def _answer(self, batch: str, batch_id: str, line: int, request: bytes, has_place: bool) -> Result:
-        """One finished line, in a place of the caller's or one of its own; raises EngineDeadError alone."""
+        """One finished line, in a place of the caller's or one of its own.
+
+        Raises:
+            EngineDeadError, EngineAwayError: the engine has none, and nothing else raises.
+        """
         if has_place:
             return await self._answer_inside(batch, batch_id, line, request)
         gate = self._gate
@@ -274,7 +284,11 @@ def create(
 
     Returns:
         Its handle, before the engine has started.
+
+    Raises:
+        EngineStartError: the API key is not where the settings say.
     """
+    key = api_key.read(model)
     options: dict[str, Any] = {
         "num_cpus": 0,
         **(placed or {}),
@@ -283,7 +297,7 @@ def create(
         "max_concurrency": MAX_CALLS,
     }
     actor = ray.remote(Replica).options(**options)
-    return actor.remote(model, limits, os.environ.get("OMP_NUM_THREADS"))
+    return actor.remote(model, limits, os.environ.get("OMP_NUM_THREADS"), key)
 
 
 def _set_threads(omp_num_threads: str | None) -> None:

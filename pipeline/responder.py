@@ -12,13 +12,14 @@ import logging
 import os
 import time
 from collections import Counter, deque
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import orjson
 
 from config import settings
 from pipeline import errors
-from pipeline.engine import Engine
+from pipeline.engine import Engine, Remote
 from pipeline.time_limit import TimeLimit
 from spool import codes, latency, lines
 from spool.parts import Result, Usage
@@ -57,10 +58,11 @@ class Responder:
     """Answers requests by one engine that has started."""
 
     def __init__(self, name: str, engine: Engine, limits: settings.EngineSettings) -> None:
+        """Answer by an engine, within limits; a Remote one keeps the time limit itself."""
         self._name = name
         self._engine = engine
         self._limits = limits
-        self._limit = TimeLimit(limits.request_timeout_s)
+        self._limit = None if isinstance(engine, Remote) else TimeLimit(limits.request_timeout_s)
         self._answered_at = float("-inf")
         self._probe: asyncio.Task[bool] | None = None
         self._durations: deque[float] = deque(maxlen=MAX_DURATIONS)
@@ -77,6 +79,7 @@ class Responder:
 
         Raises:
             EngineDeadError: the engine died or stands still; nothing is known of the request.
+            EngineAwayError: the engine cannot answer now.
         """
         began = time.monotonic()
         outcome, result = await self._ask(lines.request_key(batch_id, line), line, request)
@@ -99,21 +102,24 @@ class Responder:
     async def _ask(self, key: str, line: int, request: bytes) -> tuple[str, Result]:
         """The outcome and the finished line of one request."""
         custom_id = None
-        limited = self._limit.begin()
+        limited = self._limit.begin() if self._limit else None
         try:
             document = orjson.loads(request)
             custom_id = document["custom_id"]
-            with limited:
+            with limited or nullcontext():
                 answer = await self._engine.answer(document["url"], document["body"], key)
             ok = answer.status_code == 200
             text = lines.response_line(key, custom_id, answer.status_code, _one_line(answer.body))
             return "completed" if ok else "failed", Result(line, ok, answer.usage if ok else Usage(), text)
-        except errors.EngineDeadError:
+        except (errors.EngineDeadError, errors.EngineAwayError):
             raise
         except Exception as error:  # noqa: BLE001 - an engine's mistake on one line must not lose its neighbours
             code, message = codes.Failure.ENGINE, f"{type(error).__name__}: {error}"
-            if limited.is_expired:
-                await self._check_progress()
+            if isinstance(error, errors.NoAnswerError):
+                message = str(error)
+            elif limited.is_expired if limited else isinstance(error, TimeoutError):
+                if limited:
+                    await self._check_progress()
                 code, message = (
                     codes.Failure.TIMEOUT,
                     f"no answer within {self._limits.request_timeout_s:g} s",
@@ -160,5 +166,5 @@ def patience_s(limits: settings.EngineSettings) -> float:
 
 
 def _one_line(body: bytes) -> bytes:
-    """A JSON document without line ends, which would break a line in two."""
-    return orjson.dumps(orjson.loads(body)) if b"\n" in body or b"\r" in body else body
+    """A JSON document without line ends, which would break a line in two; within its texts there is none."""
+    return body.translate(None, b"\r\n")

@@ -70,7 +70,7 @@ class Running:
 
 def make(source: str = str(MODEL), **engine_args: Any) -> engine.Engine:
     model = settings.VllmModel(name="tiny-adder", kind="vllm", source=source, engine_args=engine_args)
-    return kinds.make_engine(model, allowed_media_domains=())
+    return kinds.make_engine(model)
 
 
 def assert_refused(answer: engine.Answer, body: Any, status_code: int, says: str) -> None:

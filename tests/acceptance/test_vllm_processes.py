@@ -44,7 +44,7 @@ def test_both_processes_are_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
     async def look() -> list[Process]:
-        engine = kinds.make_engine(model, allowed_media_domains=())
+        engine = kinds.make_engine(model)
         await engine.start()
         try:
             below = descendants(os.getpid())

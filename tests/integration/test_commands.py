@@ -29,7 +29,12 @@ def _run(tmp_path: Path, settings: str) -> subprocess.CompletedProcess[str]:
         ("models: []\n", 2, "models"),
         ("models: [{name: m, kind: vllm, source: ./absent}]\n", 3, "does not exist"),
         ("models: [{name: m, kind: vllm, source: .}]\n", 3, "holds no config.json"),
-        ("models: [{name: m, kind: openai, urls: ['http://x']}]\n", 3, "no engine of kind 'openai'"),
+        ("models: [{name: m, kind: openai, urls: [x]}]\n", 2, "models.0.urls: URL 1 must be http(s)://"),
+        (
+            "models: [{name: m, kind: openai, urls: ['http://x'], api_key_env: NO_SUCH_KEY}]\n",
+            3,
+            "model 'm': api_key_env: the environment variable NO_SUCH_KEY is not set",
+        ),
     ],
 )
 def test_a_start_that_cannot_work_is_refused_at_once_in_one_line(

@@ -24,7 +24,7 @@ CHAT = {
 
 def make(**fields: Any) -> engine.Engine:
     model = settings.EchoModel(name="echo", kind="echo", **fields)
-    return kinds.make_engine(model, allowed_media_domains=())
+    return kinds.make_engine(model)
 
 
 def ask(url: str, body: dict[str, Any], **fields: Any) -> tuple[engine.Answer, Any]:
@@ -176,13 +176,6 @@ def test_an_engine_that_is_not_running_is_dead() -> None:
             await it.answer("/v1/chat/completions", CHAT, "r")
 
     asyncio.run(run())
-
-
-def test_a_kind_without_an_engine_is_refused() -> None:
-    """Kind openai is not built yet, and nothing stands in for it."""
-    model = settings.OpenAIModel(name="remote", kind="openai", urls=("http://127.0.0.1:8000",))
-    with pytest.raises(errors.EngineStartError, match=r"'remote'.*'openai'"):
-        kinds.make_engine(model, allowed_media_domains=())
 
 
 def test_echo_imports_nothing_heavy() -> None:

@@ -112,3 +112,9 @@ def test_there_are_a_few_more_places_than_are_computed_at_once(
     """max_num_seqs of the engine's arguments, or vLLM's default for offline work, and a quarter more."""
     model = settings.VllmModel(name="m", kind="vllm", source="m", engine_args=engine_args)
     assert (gate.max_num_seqs(model), gate.slots(model)) == (computed, places)
+
+
+def test_servers_elsewhere_have_a_limit_each() -> None:
+    urls = ("http://a", "http://b")
+    model = settings.OpenAIModel(name="m", kind="openai", urls=urls, max_concurrency=100)
+    assert (gate.max_num_seqs(model), gate.slots(model)) == (200, 250)

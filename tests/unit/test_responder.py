@@ -135,6 +135,50 @@ def test_a_dead_engine_is_the_callers_to_see() -> None:
     assert it.take_activity() == Activity([], {}, Usage())
 
 
+def test_a_request_without_an_answer_fails_with_what_the_engine_says() -> None:
+    """In its own words, which name the servers."""
+
+    async def act(url: str, body: dict[str, Any]) -> Answer:
+        raise errors.NoAnswerError("no usable answer in 3 tries")
+
+    _, line, activity = answered(make(act), request("a"))
+    assert line["error"] == {"code": "engine_error", "message": "no usable answer in 3 tries"}
+    assert activity.outcomes == {"engine_error": 1}
+
+
+def test_an_engine_that_is_away_is_the_callers_to_wait_for() -> None:
+    """It is no outcome of the request."""
+
+    async def act(url: str, body: dict[str, Any]) -> Answer:
+        raise errors.EngineAwayError("no server")
+
+    it = make(act)
+    with pytest.raises(errors.EngineAwayError, match="no server"):
+        answered(it, request())
+    assert it.take_activity() == Activity([], {}, Usage())
+
+
+class Elsewhere(Scripted):
+    """An engine that keeps the time limit itself."""
+
+    def outages(self) -> dict[str, str]:
+        return {}
+
+
+def test_an_engine_of_servers_elsewhere_keeps_the_time_limit_itself() -> None:
+    """The responder neither ends its requests nor asks whether it stands still."""
+
+    async def act(url: str, body: dict[str, Any]) -> Answer:
+        await asyncio.sleep(0.05)
+        raise TimeoutError
+
+    engine = Elsewhere(act)
+    it = Responder("m", engine, settings.EngineSettings(request_timeout_s=0.01))
+    _, line, activity = answered(it, request())
+    assert line["error"] == {"code": "request_timeout", "message": "no answer within 0.01 s"}
+    assert activity.outcomes == {"request_timeout": 1} and len(engine.asked) == 1
+
+
 @pytest.mark.usefixtures("impatient")
 def test_a_slow_request_fails_where_a_small_one_is_answered() -> None:
     """The first small request that the model can answer is proof enough."""

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 from config import load, units
-from config.settings import Settings, VllmModel
+from config.settings import OpenAIModel, Settings, VllmModel
 
 ECHO = "models: [{name: m, kind: echo}]\n"
+
+
+def openai(urls: str) -> str:
+    return f"models: [{{name: m, kind: openai, urls: {urls}}}]\n"
 
 
 def _load(tmp_path: Path, text: str) -> Settings:
@@ -54,6 +58,20 @@ def test_bad_durations_are_refused(text: object) -> None:
         ),
         ("models: [{name: m, kind: vllm}]\n", "models.0.source: missing"),
         ("models: [{name: m, kind: magic}]\n", "magic"),
+        (openai("[ftp://h]"), "models.0.urls: URL 1 must be http(s)://HOST[:PORT][/PATH]"),
+        (openai("[http://h, 'http://']"), "models.0.urls: URL 2 must be http"),
+        (openai("[http://h:x]"), "URL 1 must be"),
+        (openai("['http://[h']"), "URL 1 must be"),
+        (openai("['http://h?a=b']"), "URL 1 must be"),
+        (openai("['http://h#a']"), "URL 1 must be"),
+        (openai("['http://h /v1']"), "URL 1 must be"),
+        (openai("[]"), "models.0.urls"),
+        (openai("[http://h/v1/, http://h]"), "models.0.urls: http://h stands twice"),
+        (
+            openai("[http://h], api_key_env: A, api_key_file: b"),
+            "api_key_env and api_key_file are both given",
+        ),
+        (openai("[http://h], max_concurrency: 0"), "models.0.max_concurrency: 0"),
         ("models: []\n", "models"),
         ("", "models: missing"),
         ("- a\n", "key: value"),
@@ -94,6 +112,27 @@ def test_a_source_is_relative_to_the_yaml_file(tmp_path: Path) -> None:
     assert isinstance(hub, VllmModel)
     assert near.source == str(tmp_path.parent / "weights")
     assert hub.source == "Qwen/Qwen2.5-0.5B"
+
+
+def test_a_servers_url_may_end_in_v1_or_not(tmp_path: Path) -> None:
+    """What the endpoints of a file are appended to is the same."""
+    urls = "[http://a:8000, http://b:8000/v1, https://c/api/v1/, 'http://[::1]:8000/']"
+    (model,) = _load(tmp_path, openai(urls)).models
+    assert isinstance(model, OpenAIModel)
+    assert model.urls == ("http://a:8000", "http://b:8000", "https://c/api", "http://[::1]:8000")
+
+
+def test_a_password_in_a_url_is_refused_without_showing_it(tmp_path: Path) -> None:
+    """It would stand in each message that names the server."""
+    with pytest.raises(load.SettingsError, match=r"URL 1 must be .* without user, password") as refused:
+        _load(tmp_path, openai("['http://me:secret@h:8000']"))
+    assert "secret" not in str(refused.value)
+
+
+def test_a_key_file_is_relative_to_the_yaml_file(tmp_path: Path) -> None:
+    (model,) = _load(tmp_path, openai("[http://h], api_key_file: ../key")).models
+    assert isinstance(model, OpenAIModel)
+    assert model.api_key_file == str(tmp_path / "../key")
 
 
 @pytest.mark.parametrize("name", ["batchd.yaml", "qwen2.5-0.5b.yaml", "qwen2.5-7b.yaml"])
