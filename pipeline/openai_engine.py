@@ -88,6 +88,12 @@ class OpenAIEngine:
 
     async def start(self) -> None:
         """See Engine. Without any server that has the model it fails, and the message names all reasons."""
+        most = len(self._servers.all) * self._model.max_concurrency
+        if not http_client.make_room(most):
+            raise errors.EngineStartError(
+                f"model {self._model.name!r}: {most} connections are more than this process may have: lower "
+                "max_concurrency, or raise its limit of open files (ulimit -n)"
+            )
         self._client = http_client.Client(self._key)
         try:
             await asyncio.gather(*(self._look_at(server) for server in self._servers.all))
