@@ -208,8 +208,9 @@ class OpenAIEngine:
         del self._blame[ask.request_id]
         if ask.error is not None:
             return ask.error
+        why = f"{verdict.reason}: {verdict.excerpt}" if verdict.excerpt else verdict.reason
         raise errors.NoAnswerError(
-            f"no usable answer in {ask.failures} tries; last: {attempt.server.url} {verdict.reason}"
+            f"no usable answer in {ask.failures} tries; last: {attempt.server.url} {why}"
         )
 
     async def _watch(self) -> None:

@@ -194,6 +194,7 @@ def test_the_key_is_sent_and_shown_nowhere(caplog: pytest.LogCaptureFixture) -> 
                 with pytest.raises(errors.NoAnswerError, match=r"xxx \*\*\*'") as failed:
                     await ask(it)
                 said.append(repr(failed.value) + repr(it.outages()))
+                assert "xxx" not in repr(it.outages())  # the log shows no answer, not even a broken one
             assert {each.headers["authorization"] for each in server.asked + server.looks} == {
                 f"Bearer {KEY}"
             }
