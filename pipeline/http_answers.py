@@ -44,13 +44,15 @@ class Verdict(NamedTuple):
 
     Attributes:
         answer: what the request is answered with; of a failure, if nothing better comes: its own error.
-        reason: of a failure, such as `answered 500`.
+        reason: of a failure, such as `answered 500`; it may stand in the log.
+        excerpt: how a useless body begins; it may be an answer's, and stands in its request's own line alone.
         retry_after_s: how long the server wants to be left alone; None where it does not say.
     """
 
     meaning: Meaning
     answer: Answer | None = None
     reason: str = ""
+    excerpt: str = ""
     retry_after_s: float | None = None
 
 
@@ -85,7 +87,7 @@ def _without_json(status: int, body: bytes) -> Verdict:
     if 300 <= status < 400:
         return Verdict(meaning, reason=f"answered {_named(status)}; redirects are not followed")
     text = ascii(body[:SHOWN_CHARS].decode("utf-8", "replace"))
-    return Verdict(meaning, reason=f"answered {_named(status)} with no JSON: {text}")
+    return Verdict(meaning, reason=f"answered {_named(status)} with no JSON", excerpt=text)
 
 
 def _judge_success(document: Any, body: bytes, url: str) -> Verdict:

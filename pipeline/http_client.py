@@ -8,6 +8,7 @@ not used, and an answer has at most MAX_ANSWER_BYTES. Imported only inside funct
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -26,6 +27,8 @@ CONNECT_S = 10.0
 LOOK_S = 10.0
 # For idle connections. uvicorn closes them after 5 s, and what is sent in that moment breaks.
 _IDLE_S = 2.0
+# Files of the process that are no connections to servers, such as Ray's, and some to spare.
+_OTHER_FILES = 512
 # A host that is gone without a word is noticed after 35 s.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 4))
 
@@ -92,6 +95,20 @@ class Client:
 
     def _without_key(self, body: bytes) -> bytes:
         return body.replace(self._key, b"***") if self._key else body
+
+
+def make_room(connections: int) -> bool:
+    """Raise this process's limit of open files for so many connections; False if it may not have them.
+
+    Else each one too many would look like a server that does not connect.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            return False
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    return True
 
 
 class _TooLargeError(Exception):

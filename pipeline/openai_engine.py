@@ -88,6 +88,12 @@ class OpenAIEngine:
 
     async def start(self) -> None:
         """See Engine. Without any server that has the model it fails, and the message names all reasons."""
+        most = len(self._servers.all) * self._model.max_concurrency
+        if not http_client.make_room(most):
+            raise errors.EngineStartError(
+                f"model {self._model.name!r}: {most} connections are more than this process may have: lower "
+                "max_concurrency, or raise its limit of open files (ulimit -n)"
+            )
         self._client = http_client.Client(self._key)
         try:
             await asyncio.gather(*(self._look_at(server) for server in self._servers.all))
@@ -202,8 +208,9 @@ class OpenAIEngine:
         del self._blame[ask.request_id]
         if ask.error is not None:
             return ask.error
+        why = f"{verdict.reason}: {verdict.excerpt}" if verdict.excerpt else verdict.reason
         raise errors.NoAnswerError(
-            f"no usable answer in {ask.failures} tries; last: {attempt.server.url} {verdict.reason}"
+            f"no usable answer in {ask.failures} tries; last: {attempt.server.url} {why}"
         )
 
     async def _watch(self) -> None:

@@ -59,6 +59,19 @@ def test_a_check_of_good_settings_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "spool").exists()
 
 
+def test_a_check_of_servers_elsewhere_asks_none_of_them(tmp_path: Path) -> None:
+    """They may be down just now; the key must be there, and is not shown."""
+    config, key = tmp_path / "batchd.yaml", tmp_path / "key"
+    config.write_text("models: [{name: m, kind: openai, urls: ['http://127.0.0.1:1'], api_key_file: key}]\n")
+    checked = ("run", "--config", config, "--check")
+    refused = command(*checked, spool=tmp_path / "spool")
+    assert refused.returncode == 3 and "api_key_file: " in refused.stderr
+    key.write_text("sk-never-to-be-seen\n")
+    done = command(*checked, spool=tmp_path / "spool")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "models: m" in done.stdout and "sk-" not in done.stdout
+
+
 def test_a_check_looks_at_the_spool_too(tmp_path: Path) -> None:
     """Where it stands already: a folder that is open to others would stop the start."""
     config = tmp_path / "batchd.yaml"

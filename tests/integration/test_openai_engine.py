@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import resource
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -193,6 +194,7 @@ def test_the_key_is_sent_and_shown_nowhere(caplog: pytest.LogCaptureFixture) -> 
                 with pytest.raises(errors.NoAnswerError, match=r"xxx \*\*\*'") as failed:
                     await ask(it)
                 said.append(repr(failed.value) + repr(it.outages()))
+                assert "xxx" not in repr(it.outages())  # the log shows no answer, not even a broken one
             assert {each.headers["authorization"] for each in server.asked + server.looks} == {
                 f"Bearer {KEY}"
             }
@@ -585,6 +587,23 @@ def test_a_start_without_any_server_says_so() -> None:
             await make(url).start()
 
     play(scene())
+
+
+def test_a_start_makes_room_for_all_connections() -> None:
+    """A limit of open files that is too low would look like servers that do not connect."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def scene() -> None:
+        async with HttpServer() as server, engine(server, max_concurrency=300):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 300 + 512
+        with pytest.raises(errors.EngineStartError, match=r"connections are more than this process may have"):
+            await make("http://127.0.0.1:1", max_concurrency=2**40).start()
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        play(scene())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_one_server_of_two_is_enough_for_a_start() -> None:
