@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from pipeline.shards import SHARD_LINES
 from spool import create, layout, parts, plan
 from spool.record import FileIdentity, Phase, Plan, Record
 from tests.loops import Daemon
@@ -32,7 +33,7 @@ def main() -> int:
         dead.mkdir(0o700)
         began = time.time()
         for n in range(count):
-            _make(home, dead, n, began)
+            make_batch(home, dead, n, began)
         daemon = Daemon(Path(folder))
         daemon.run.may_go_on.clear()
         began = time.monotonic()
@@ -44,8 +45,8 @@ def main() -> int:
     return 0 if held == count and seconds < 10 * count / 10_000 else 1
 
 
-def _make(home: layout.Layout, dead: Path, n: int, began: float) -> None:
-    """One waiting batch of one request, as a killed daemon leaves it."""
+def make_batch(home: layout.Layout, dead: Path, n: int, began: float, requests: int = 1) -> Path:
+    """One waiting batch, as a killed daemon leaves it in the folder of its instance."""
     name = f"b{n}"
     batch_id = layout.new_batch_id(began + n / 1000)
     folder = layout.batch_folder(dead, batch_id, 1)
@@ -53,14 +54,17 @@ def _make(home: layout.Layout, dead: Path, n: int, began: float) -> None:
         each.mkdir(0o700)
     request = b'{"custom_id":"a","body":{"model":"m","messages":[{"role":"user","content":"x"}]}}\n'
     for file in (layout.DROP_FILE, plan.INPUT_FILE):
-        (folder / file).write_bytes(request)
-    shard = plan.Shard(index=0, first_line=0, lines=1, offset=0, size_bytes=len(request))
-    (folder / plan.FOLDER / plan.SHARDS_FILE).write_bytes(plan.render(shard))
+        (folder / file).write_bytes(request * requests)
+    shards = []
+    for index, first in enumerate(range(0, requests, SHARD_LINES)):
+        lines = min(SHARD_LINES, requests - first)
+        shards.append(plan.Shard(index, first, lines, first * len(request), lines * len(request)))
+    (folder / plan.FOLDER / plan.SHARDS_FILE).write_bytes(b"".join(map(plan.render, shards)))
     record = Record(
         batch_id=batch_id,
         drop=f"{name}.jsonl",
         drop_path=f"{name}.jsonl",
-        identity=FileIdentity(device=0, inode=0, size_bytes=len(request), mtime_ns=0, ctime_ns=0),
+        identity=FileIdentity(device=0, inode=0, size_bytes=len(request) * requests, mtime_ns=0, ctime_ns=0),
         outbox_name=name,
         phase=Phase.QUEUED,
         submitted_at=began,
@@ -68,14 +72,15 @@ def _make(home: layout.Layout, dead: Path, n: int, began: float) -> None:
         plan=Plan(
             endpoint="/v1/chat/completions",
             model="m",
-            requests=1,
-            shards=1,
-            input_bytes=len(request),
+            requests=requests,
+            shards=len(shards),
+            input_bytes=len(request) * requests,
             sha256="",
             engine={"kind": "echo", "failure_rate": 0.0},
         ),
     )
     (folder / layout.RECORD_FILE).write_text(record.model_dump_json())
+    return folder
 
 
 if __name__ == "__main__":

@@ -68,8 +68,10 @@ class Reporter:
             elif batch.stage is Stage.QUEUED and is_queue_due:
                 self._judge_risk(batch, now)
         fresh = self._progress.take()
-        for model in {going.model for going in self._runs.going.values()} | fresh.keys():
-            self._runs.throughput.observe(model, fresh[model], min(seconds, 10 * COUNT_EVERY_S))
+        runs = Counter(going.model for going in self._runs.going.values())
+        seconds = min(seconds, 10 * COUNT_EVERY_S)
+        for model in runs.keys() | fresh.keys():  # of what ended just now the last answers are counted here
+            self._runs.throughput.observe(model, fresh[model], seconds, max(1, runs[model]))
         self._export(held)
 
     def _count(self, held: Held, monotonic: float) -> None:

@@ -21,6 +21,9 @@ from scheduler.queue import Queue
 SMALL_REQUESTS = 2_000  # a job with fewer requests left than this may share a run
 RUN_REQUESTS = 4_000  # requests that a shared run may hold
 RUN_JOBS = 256  # jobs that a shared run may hold
+# And no more than it answers within so many seconds. At 1 request/s the other bounds alone let it last for 67
+# minutes, and a sixth of the short windows were missed (benchmarks/README.md, "Scale, simulated").
+RUN_S = 600.0
 
 
 class Reason(StrEnum):
@@ -82,7 +85,7 @@ def assign(
         pools: the slots.
         now: Unix seconds.
         ready_models: models whose engine takes requests.
-        rates: measured requests per second by model; absent is unknown.
+        rates: measured requests per second of a run by model; absent is unknown.
 
     Returns:
         The runs to begin, none over what is free, and the jobs that wait, by reason. Every job of the
@@ -96,14 +99,14 @@ def assign(
         if job.pool == "dedicated"
         or (job.pool == "auto" and sla.at_risk(job, now, rates.get(job.model), pools.preempt_every_s))
     )
-    runs, _ = _pack(_ready(ahead, now, ready_models, _nobody()), slots, _AHEAD)
+    runs, _ = _pack(_ready(ahead, now, ready_models, _nobody()), slots, _AHEAD, rates)
     begun = {job.batch_id for run in runs for job in run.jobs}
 
     slots["spot"] = pools.free("spot")
     waiting = _nobody()
     others = iter([job for job in queue if job.batch_id not in begun] if begun else queue)
     ready = _ready(others, now, ready_models, waiting)
-    in_turn, waiting[WaitReason.NO_CAPACITY] = _pack(ready, slots, _IN_TURN)
+    in_turn, waiting[WaitReason.NO_CAPACITY] = _pack(ready, slots, _IN_TURN, rates)
     waiting[WaitReason.NO_CAPACITY] += others  # whom the walk did not come to before the slots were gone
     return runs + in_turn, [Waiting(tuple(jobs), reason) for reason, jobs in waiting.items() if jobs]
 
@@ -128,8 +131,9 @@ def _ready(
 class _OpenRun:
     """A run that is being packed."""
 
-    def __init__(self, job: Job, pool: PoolName, reason: Reason) -> None:
+    def __init__(self, job: Job, pool: PoolName, reason: Reason, rate: float | None) -> None:
         self.jobs = [job]
+        self.limit = min(RUN_REQUESTS, RUN_S * rate) if rate else RUN_REQUESTS
         self.requests = job.requests_left
         self.pool = pool
         self.reason = reason
@@ -138,7 +142,7 @@ class _OpenRun:
         """Add a job if it is small and there is room for it."""
         fits = (
             job.requests_left < SMALL_REQUESTS
-            and self.requests + job.requests_left <= RUN_REQUESTS
+            and self.requests + job.requests_left <= self.limit
             and len(self.jobs) < RUN_JOBS
         )
         if fits:
@@ -152,7 +156,7 @@ class _OpenRun:
 
 
 def _pack(
-    jobs: Iterable[Job], slots: dict[PoolName, int], offers: _Offers
+    jobs: Iterable[Job], slots: dict[PoolName, int], offers: _Offers, rates: Mapping[str, float]
 ) -> tuple[list[Assignment], list[Job]]:
     """Walk once: each job joins the open run of its lane, begins a run, or is left over.
 
@@ -173,7 +177,7 @@ def _pack(
         for pool, reason in offers[job.pool]:
             if slots[pool]:
                 slots[pool] -= 1
-                runs.append(_OpenRun(job, pool, reason))
+                runs.append(_OpenRun(job, pool, reason, rates.get(job.model)))
                 if job.requests_left < SMALL_REQUESTS:
                     lanes[lane] = runs[-1]
                 break

@@ -1,8 +1,8 @@
 """Deadlines: measured throughput, the estimated end, and which jobs would be late on spot.
 
-Pure arithmetic on Unix seconds and requests per second. Limits: a model's rate is that of all its runs
-together and a request counts as one whatever its length, so an estimate is off where runs share an engine or
-the long requests come last; SAFETY is there for that.
+Pure arithmetic on Unix seconds and requests per second. Limits: a request counts as one whatever its length,
+and all runs of a model as equally fast, so an estimate is off where the long requests come last; SAFETY is
+there for that.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ HALF_LIFE_S = 120.0
 
 
 class Throughput:
-    """Requests per second of each model: an average in which an observation's weight halves every half-life.
+    """Requests per second of a run of each model: an average in which an observation's weight halves every
+    half-life.
 
     The weight of an observation is its duration, so how the daemon slices time does not bend the average.
     Observe a model only while a run of it is going; idle time is no evidence.
@@ -31,7 +32,7 @@ class Throughput:
 
     def __init__(self, half_life_s: float = HALF_LIFE_S) -> None:
         self._half_life_s = half_life_s
-        self._seen: dict[str, tuple[float, float]] = {}  # model -> decayed requests done, decayed seconds
+        self._seen: dict[str, tuple[float, float]] = {}  # model -> decayed requests done, decayed run seconds
         self._rates: dict[str, float] = {}
 
     @property
@@ -39,11 +40,19 @@ class Throughput:
         """Requests per second by model, always positive; a model of which no answer was seen is absent."""
         return MappingProxyType(self._rates)
 
-    def observe(self, model: str, done: int, seconds: float) -> None:
-        """Take in that `done` more requests of a model got their answers within the last `seconds`."""
+    def observe(self, model: str, done: int, seconds: float, runs: float = 1) -> None:
+        """Take in that `done` more requests of a model got their answers within the last `seconds`.
+
+        Args:
+            model: the model.
+            done: requests of all its runs together.
+            seconds: since the last observation.
+            runs: how many of its runs were going. A job has one: with the rate of all of them, one that needs
+                hours would seem to need minutes.
+        """
         done_before, seconds_before = self._seen.get(model, (0.0, 0.0))
         decay = 0.5 ** (seconds / self._half_life_s)
-        done_now, seconds_now = done_before * decay + done, seconds_before * decay + seconds
+        done_now, seconds_now = done_before * decay + done, seconds_before * decay + seconds * runs
         self._seen[model] = done_now, seconds_now
         if done_now > 0 and seconds_now > 0:
             self._rates[model] = done_now / seconds_now

@@ -18,6 +18,8 @@ from daemon.held import Stage
 from pipeline import errors, validate
 from pipeline.fleet import ModelState
 from pipeline.run import Work
+from scheduler.assign import SMALL_REQUESTS
+from scheduler.sla import Throughput
 from spool import attempts, control, parts, publish
 from spool.batch import Batch
 from spool.errors import InstanceLost
@@ -227,6 +229,23 @@ def test_small_batches_share_a_run(make: Callable[..., Daemon]) -> None:
     (daemon.home.root / "pause").unlink()
     daemon.until(lambda: all(daemon.is_at("completed", name=f"b{n:02}")() for n in range(20)), later_s=2)
     assert len(daemon.run.calls) < 20
+
+
+def test_the_speed_of_a_model_is_told_with_the_number_of_its_runs(make: Callable[..., Daemon]) -> None:
+    """Answers of two runs are not taken for those of one: a deadline is judged by the speed of a run."""
+    seen: list[tuple[int, float]] = []
+
+    class Told(Throughput):
+        def observe(self, model: str, done: int, seconds: float, runs: float = 1) -> None:
+            seen.append((done, runs))
+            super().observe(model, done, seconds, runs)
+
+    daemon = make(run=Paced(128))
+    daemon.runs.throughput = Told()
+    for name in ("jan", "feb"):
+        daemon.drop(name, count=SMALL_REQUESTS)
+    daemon.until(lambda: sum(done for done, _ in seen) == 2 * 128)
+    assert max(runs for done, runs in seen if done) == 2
 
 
 def test_a_pre_empted_batch_goes_on_where_it_was(make: Callable[..., Daemon]) -> None:

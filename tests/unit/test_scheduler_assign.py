@@ -9,7 +9,7 @@ import pytest
 
 from config.settings import DedicatedSettings, PoolsSettings, SpotSettings
 from scheduler import assign
-from scheduler.assign import RUN_JOBS, RUN_REQUESTS, SMALL_REQUESTS, Assignment, WaitReason
+from scheduler.assign import RUN_JOBS, RUN_REQUESTS, RUN_S, SMALL_REQUESTS, Assignment, WaitReason
 from scheduler.job import Job, PoolChoice
 from scheduler.pools import Pools, Run
 from scheduler.queue import Policy, Queue
@@ -227,6 +227,23 @@ def test_a_shared_run_holds_at_most_run_jobs():
     """However small the jobs are, their number in a run is bounded."""
     runs, _ = _decide([_job(f"b{n}", 1) for n in range(RUN_JOBS + 5)], _pools(spot=2, dedicated=0))
     assert [len(run.jobs) for run in runs] == [RUN_JOBS, 5]
+
+
+def test_small_jobs_of_a_slow_model_share_shorter_runs():
+    """At 0.1 requests/s a run of 4,000 would take eleven hours, and its last job's deadline with it."""
+    jobs = [_job(f"b{n}", 20, deadline_at=1e6) for n in range(5)]
+    runs, _ = _decide(jobs, _pools(spot=1, dedicated=1), rates={"m": 60 / RUN_S})
+    assert [len(run.jobs) for run in runs] == [3, 2]
+    runs, _ = _decide(jobs, _pools(spot=1, dedicated=1), rates={"m": 1 / RUN_S})
+    assert [len(run.jobs) for run in runs] == [1, 1]
+
+
+@pytest.mark.parametrize("rates", [{}, {"m": 0.0}, {"m": 1e6}])
+def test_a_shared_run_holds_no_more_than_its_bound_at_any_speed(rates: Mapping[str, float]):
+    """Without a rate, and with a high one, the bound on requests holds."""
+    jobs = [_job(f"b{n}", SMALL_REQUESTS - 1, deadline_at=1e6) for n in range(3)]
+    runs, _ = _decide(jobs, _pools(spot=2, dedicated=0), rates=rates)
+    assert [len(run.jobs) for run in runs] == [2, 1]
 
 
 def test_small_jobs_at_risk_share_a_dedicated_run_with_those_at_risk_alone():

@@ -94,6 +94,19 @@ def test_an_observation_weighs_half_after_a_half_life():
     assert throughput.rates["m"] == pytest.approx(150 / 15)
 
 
+def test_the_rate_is_that_of_one_run_however_many_answer():
+    """100 runs that give 100 answers a second together: a job, which has one of them, gets 1 a second.
+
+    Before the simulation of 1,000 replicas it was their sum: a job that needed ten hours seemed to need six
+    minutes, was left on spot until then, and missed its deadline.
+    """
+    throughput = sla.Throughput()
+    throughput.observe("m", done=1000, seconds=10, runs=100)
+    assert throughput.rates["m"] == pytest.approx(1.0)
+    throughput.observe("m", done=10, seconds=10, runs=1)
+    assert throughput.rates["m"] == pytest.approx(1.0)
+
+
 def test_answers_of_no_duration_are_not_lost():
     """Answers reported at the same instant as others count with the next seconds."""
     throughput = sla.Throughput()
