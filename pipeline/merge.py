@@ -4,7 +4,7 @@ Some shards at a time are in memory (pipeline/merge_groups.py), and no answer's 
 did not run in the file's order, their results go through buckets, which lie in merged/ for a while
 (pipeline/buckets.py). It may be repeated: what an earlier merge left is thrown away first. A request without
 a result gets an error line with the code that the caller gives. Publishing the files is the spool's duty. No
-ray here.
+ray here. How long it takes: benchmarks/merge_scale.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Shards that are merged together: their parts are read into one buffer, and each request gets its result.
 
-As many shards as fit into so many bytes, or one that is larger. The first result of a request wins; one
+What belongs together is decided by pipeline/part_groups.py. The first result of a request wins; one
 without a result gets an error line. What does not fit the plan is refused.
 
 Imported only inside functions, because it imports numpy at the top.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,47 +18,16 @@ import numpy as np
 import orjson
 
 from pipeline import errors, part_rows
-from pipeline.part_rows import BEHIND, Piece, Rows
+from pipeline.part_groups import ERROR_BYTES, Group, grouped, read_into
+from pipeline.part_rows import BEHIND, Rows
 from pipeline.shards import ENTRY
 from pipeline.spans import Bytes, Flags, Numbers, Spans
 from spool import lines, parts, plan
-from spool.parts import Located, Result, Usage
+from spool.parts import Result, Usage
 from spool.timeline import Pace
 
 # Line ends are looked for in so many bytes at a time, while the processor has them in its cache.
 SEARCH_BYTES = 1 << 18
-# About what a request without a result gets.
-ERROR_BYTES = 200
-
-
-class Group(NamedTuple):
-    """Neighbours in the order in which requests run, and where their parts lie in the buffer.
-
-    Attributes:
-        size_bytes: of the parts.
-        times: when each part became durable, Unix seconds.
-    """
-
-    shards: list[plan.Shard]
-    located: list[Located]
-    pieces: list[Piece]
-    times: list[float]
-    size_bytes: int
-
-    @property
-    def is_ordered(self) -> bool:
-        """Whether the requests are in another order than the file's."""
-        return self.shards[0].group is not None
-
-    @property
-    def first_line(self) -> int:
-        """Place of its first request in the order."""
-        return self.shards[0].first_line
-
-    @property
-    def requests(self) -> int:
-        """Requests of all its shards."""
-        return self.shards[-1].first_line + self.shards[-1].lines - self.first_line
 
 
 class Chosen(NamedTuple):
@@ -135,7 +104,7 @@ class Groups:
             PipelineError: the parts do not fit the plan.
             ValueError: a part is damaged.
         """
-        for group in _grouped(self._shards, self._located, group_bytes):
+        for group in grouped(self._shards, self._located, group_bytes):
             yield self._choose(group, self._read(group))
 
     def _read(self, group: Group) -> Numbers:
@@ -144,7 +113,7 @@ class Groups:
             self._buffer = np.empty(group.size_bytes + BEHIND, np.uint8)
         ends, begin = [np.empty(0, np.int64)], 0
         for located, piece in zip(group.located, group.pieces, strict=True):
-            _read_into(located.path, self._buffer[piece.begin : piece.end])
+            read_into(located.path, self._buffer[piece.begin : piece.end])
             if piece.end - begin >= SEARCH_BYTES or piece is group.pieces[-1]:
                 ends.append(part_rows.line_ends(self._buffer, begin, piece.end))
                 begin = piece.end
@@ -168,23 +137,17 @@ class Groups:
 
     def _check(self, group: Group, rows: Rows, places: Numbers) -> None:
         """Raise PipelineError unless each result is of a request of its own shard."""
+        spans = {shard.index: (shard.first_line - group.first_line, shard.lines) for shard in group.shards}
+        owned = np.array([spans[piece.name.shard] for piece in group.pieces], np.int64).reshape(-1, 2)
         counts = [piece.name.results for piece in group.pieces]
-        firsts = {shard.index: shard.first_line - group.first_line for shard in group.shards}
-        lengths = {shard.index: shard.lines for shard in group.shards}
-        begins = np.repeat([firsts[piece.name.shard] for piece in group.pieces], counts)
+        begins, sizes = np.repeat(owned, np.array(counts, np.int64), axis=0).T
         within = places - begins
-        is_foreign = (within < 0) | (
-            within >= np.repeat([lengths[piece.name.shard] for piece in group.pieces], counts)
-        )
+        is_foreign = (within < 0) | (within >= sizes)
         if is_foreign.any():
-            owners = np.repeat([piece.name.shard for piece in group.pieces], counts)
-            raise self._unfit(group, rows, int(owners[is_foreign.argmax()]))
+            raise self._unfit(group, rows, int(group.owners()[is_foreign.argmax()]))
 
     def _unfit(self, group: Group, rows: Rows, index: int) -> errors.PipelineError:
-        owners = np.repeat(
-            [piece.name.shard for piece in group.pieces], [piece.name.results for piece in group.pieces]
-        )
-        named = len(np.unique(rows.lines[owners == index]))
+        named = len(np.unique(rows.lines[group.owners() == index]))
         shard = next(shard for shard in group.shards if shard.index == index)
         return errors.PipelineError(
             f"{self._batch.name}: shard {index} holds {shard.lines} requests from the plan's place "
@@ -240,44 +203,6 @@ class Groups:
             np.concatenate((rows.begins, begins)),
             np.concatenate((rows.ends, ends)),
         )
-
-
-def _grouped(
-    shards: Iterable[plan.Shard], located: Mapping[int, list[Located]], group_bytes: int
-) -> Iterator[Group]:
-    group = Group([], [], [], [], 0)
-    size = weight = 0
-    for shard in shards:
-        own = located.get(shard.index, [])
-        stats = [os.stat(each.path) for each in own]
-        own_weight = sum(each.st_size for each in stats)
-        own_weight += max(0, shard.lines - sum(each.name.results for each in own)) * ERROR_BYTES
-        if group.shards and weight + own_weight > group_bytes:
-            yield group._replace(size_bytes=size)
-            group = Group([], [], [], [], 0)
-            size = weight = 0
-        group.shards.append(shard)
-        weight += own_weight
-        for each, stat in zip(own, stats, strict=True):
-            group.located.append(each)
-            group.pieces.append(Piece(each.name, size, size + stat.st_size))
-            size += stat.st_size
-            group.times.append(stat.st_mtime)
-    if group.shards:
-        yield group._replace(size_bytes=size)
-
-
-def _read_into(path: str, target: Bytes) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        view = target.data
-        while view:
-            count = os.readv(descriptor, [view])
-            if not count:
-                raise ValueError(f"{path} is shorter than it was")
-            view = view[count:]
-    finally:
-        os.close(descriptor)
 
 
 def _wanted(batch: Path, group: Group) -> Numbers:
