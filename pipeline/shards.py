@@ -29,7 +29,7 @@ GROUP_SHARDS = 8
 _LEAST_GROUPS = 32
 
 _Sizes = npt.NDArray[np.unsignedinteger[Any]]
-_ENTRY = np.dtype([("offset", "<u8"), ("line", "<u4"), ("size_bytes", "<u4")])
+ENTRY = np.dtype([("offset", "<u8"), ("line", "<u4"), ("size_bytes", "<u4")])
 _ENTRIES = 1 << 16
 
 
@@ -87,6 +87,6 @@ def addresses(sizes: _Sizes, order: Order) -> Iterator[bytes]:
     offsets -= sizes
     for start in range(0, len(sizes), _ENTRIES):
         lines = order.lines[start : start + _ENTRIES]
-        entries = np.empty(len(lines), _ENTRY)
+        entries = np.empty(len(lines), ENTRY)
         entries["offset"], entries["line"], entries["size_bytes"] = offsets[lines], lines, sizes[lines]
         yield entries.tobytes()

@@ -34,8 +34,9 @@ FOLDER = "parts"
 # Reading a shard's parts lists the names of this many shards at most, and of the folders.
 FOLDER_SHARDS = 256
 _NAME = re.compile(r"(\d{8})\.(\d+)\.ok(\d+)\.err(\d+)\.tok(\d+)(?:\.shr(\d+))?(?:\.lat(\d+(?:-\d+)+))?")
-_OK, _SHARED = 1, 2
-_FLAGS = {b"%d" % flags: (bool(flags & _OK), bool(flags & _SHARED)) for flags in range(4)}
+# Flags of a row.
+OK, SHARED = 1, 2
+_FLAGS = {b"%d" % flags: (bool(flags & OK), bool(flags & SHARED)) for flags in range(4)}
 
 
 class Usage(NamedTuple):
@@ -121,6 +122,13 @@ class PartName(NamedTuple):
         return cls(shard, attempt, completed, failed, tokens, shared, "" if times == "0" else times)
 
 
+class Located(NamedTuple):
+    """A part and where it stands."""
+
+    name: PartName
+    path: str
+
+
 def write(batch: Path, shard: int, attempt: int, results: Iterable[Result]) -> PartName:
     """Write the results of one attempt at a shard, durably.
 
@@ -137,7 +145,7 @@ def write(batch: Path, shard: int, attempt: int, results: Iterable[Result]) -> P
     completed = tokens = shared = 0
     times: list[int] = []
     for line, ok, usage, text, is_shared, took in results:
-        flags = ok * _OK + is_shared * _SHARED
+        flags = ok * OK + is_shared * SHARED
         rows.append(b"%d\t%d\t%d\t%d\t%d\t%d\t%s\n" % (line, flags, *usage, text))
         completed += ok
         shared += is_shared
@@ -159,10 +167,19 @@ def list_parts(batch: Path) -> list[PartName]:
     Raises:
         FileNotFoundError: the batch was adopted by another daemon.
     """
-    names, folders = _scan(batch / FOLDER)
+    return [each.name for each in locate(batch)]
+
+
+def locate(batch: Path) -> list[Located]:
+    """The parts of a batch with their paths, by shard and attempt.
+
+    Raises:
+        FileNotFoundError: the batch was adopted by another daemon.
+    """
+    found, folders = _scan(batch / FOLDER)
     for folder in folders:
-        names += _scan(folder)[0]
-    return sorted(names)
+        found += _scan(folder)[0]
+    return sorted(found)
 
 
 def list_shard(batch: Path, shard: int) -> list[PartName]:
@@ -172,12 +189,12 @@ def list_shard(batch: Path, shard: int) -> list[PartName]:
         FileNotFoundError: the batch was adopted by another daemon.
     """
     prefix = f"{shard:08d}."
-    names, _ = _scan(batch / FOLDER, prefix)  # all shards stood there before there were folders
+    found, _ = _scan(batch / FOLDER, prefix)  # all shards stood there before there were folders
     folder = _folder(batch, shard)
     if folder.name != FOLDER:
         with suppress(FileNotFoundError):  # none of its shards has a part yet
-            names += _scan(folder, prefix)[0]
-    return sorted(names)
+            found += _scan(folder, prefix)[0]
+    return sorted(each.name for each in found)
 
 
 def folders(batch: Path) -> list[Path]:
@@ -200,18 +217,18 @@ def _folder(batch: Path, shard: int) -> Path:
     return batch / FOLDER / f"{number:04d}" if number else batch / FOLDER
 
 
-def _scan(folder: Path, prefix: str = "") -> tuple[list[PartName], list[Path]]:
+def _scan(folder: Path, prefix: str = "") -> tuple[list[Located], list[Path]]:
     """Of what is in a folder and begins so, the parts, and the folders."""
-    names, folders = [], []
+    found, folders = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith(prefix):
                 continue
             if name := PartName.parse(entry.name):
-                names.append(name)
+                found.append(Located(name, entry.path))
             elif entry.is_dir(follow_symlinks=False):
                 folders.append(Path(entry.path))
-    return names, folders
+    return found, folders
 
 
 class Tally(NamedTuple):

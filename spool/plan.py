@@ -80,7 +80,7 @@ def read_lines(batch: Path, shard: Shard) -> Sequence[int]:
     """
     if shard.group is None:
         return range(shard.first_line, shard.first_line + shard.lines)
-    return [line for _, line, _ in ENTRY.iter_unpack(_read_entries(batch, shard))]
+    return [line for _, line, _ in ENTRY.iter_unpack(read_entries(batch, [shard]))]
 
 
 def read_requests(batch: Path, shard: Shard) -> Iterator[tuple[int, bytes]]:
@@ -98,7 +98,7 @@ def read_requests(batch: Path, shard: Shard) -> Iterator[tuple[int, bytes]]:
             raise _damaged(batch, shard, len(found))
         yield from enumerate(found, shard.first_line)
         return
-    entries = ENTRY.iter_unpack(_read_entries(batch, shard))
+    entries = ENTRY.iter_unpack(read_entries(batch, [shard]))
     with open(batch / INPUT_FILE, "rb", buffering=0) as file:
         for number, (offset, line, size) in enumerate(entries):
             request = os.pread(file.fileno(), size, offset)
@@ -107,13 +107,19 @@ def read_requests(batch: Path, shard: Shard) -> Iterator[tuple[int, bytes]]:
             yield line, request[:-1]
 
 
-def _read_entries(batch: Path, shard: Shard) -> bytes:
+def read_entries(batch: Path, shards: Sequence[Shard]) -> bytes:
+    """The entries of shards that follow each other in the order, as ENTRY has them.
+
+    Raises:
+        ValueError: the order does not hold what the plan says.
+    """
+    size = sum(shard.lines for shard in shards) * ENTRY.size
     with open(batch / FOLDER / ORDER_FILE, "rb") as file:
-        file.seek(shard.offset)
-        entries = file.read(shard.lines * ENTRY.size)
-    if len(entries) != shard.lines * ENTRY.size:
+        file.seek(shards[0].offset)
+        entries = file.read(size)
+    if len(entries) != size:
         raise ValueError(
-            f"{batch.name}: {ORDER_FILE} ends before shard {shard.index}, which its plan says it holds"
+            f"{batch.name}: {ORDER_FILE} ends before shard {shards[-1].index}, which its plan says it holds"
         )
     return entries
 

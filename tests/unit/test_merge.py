@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import buckets, errors, merge
+from pipeline import buckets, errors, merge, spans
 from spool import lines, parts, plan
 from spool.parts import Result, Usage
 
@@ -301,7 +301,7 @@ def test_a_bucket_that_is_much_larger_than_others_is_cut(
     sorted_bytes = []
     plain = buckets._sort
 
-    def sort(path: Path, held: range) -> buckets.Texts:
+    def sort(path: Path, held: range) -> spans.Texts:
         sorted_bytes.append(path.stat().st_size)
         return plain(path, held)
 
