@@ -18,6 +18,9 @@ from config.settings import Settings
 DEFAULT_FILE = Path(__file__).parent / "batchd.yaml"
 
 
+_TAGS = ("vllm", "openai", "echo", "number", "range")
+
+
 class SettingsError(ValueError):
     """The settings cannot be used; the message is one line for the user."""
 
@@ -46,7 +49,7 @@ def one_line(error: ValidationError) -> str:
     """The first problem of a ValidationError as `key: value: why`."""
     first = error.errors(include_url=False)[0]
     # A discriminated union puts its tag into the location: models.0.vllm.source -> models.0.source.
-    key = ".".join(str(part) for part in first["loc"] if part not in ("vllm", "openai", "echo")) or "settings"
+    key = ".".join(str(part) for part in first["loc"] if part not in _TAGS) or "settings"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         return f"{key}: unknown setting; docs/settings.md lists those that there are"

@@ -56,7 +56,11 @@ def _below(field: FieldInfo) -> list[tuple[type[BaseModel], str]]:
     kind = field.annotation
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return [(kind, "")]
-    found = [each for each in _flatten(kind) if isinstance(each, type) and issubclass(each, BaseModel)]
+    found = [
+        each
+        for each in _flatten(kind)
+        if isinstance(each, type) and issubclass(each, BaseModel) and "kind" in each.model_fields
+    ]
     return [(each, f"[] ({_kind(each)})") for each in found]
 
 

@@ -10,7 +10,16 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from config.units import Bytes, Seconds, Window
@@ -150,16 +159,52 @@ class EngineSettings(_Section):
     )
     dedupe: bool = Field(True, description="Run identical deterministic requests once.")
     idle_s: Seconds = Field(
-        0, ge=0, description="Stop an engine idle for so long (0 = never); not in this version."
+        0,
+        ge=0,
+        description="Stop the engines of a model idle for so long (0 = never); its next batch starts them.",
     )
     allowed_media_domains: tuple[str, ...] = Field(
         (), description="Domains that media URLs may name; data: URLs always work."
     )
 
 
+class Replicas(_Section):
+    """A range for the number of engines, which follows the work within it."""
+
+    min: int = Field(ge=0)
+    max: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Replicas:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+
+def _kind_of_replicas(value: object) -> str:
+    return "range" if isinstance(value, dict | Replicas) else "number"
+
+
+_Number = Annotated[int, Field(ge=1), Tag("number")]
+_Range = Annotated[Replicas, Tag("range")]
+
+
 class _Model(_Section):
     name: str = Field(min_length=1, description="What body.model says in a request.")
-    replicas: int = Field(1, ge=1, description="Engines of this model.")
+    replicas: Annotated[_Number | _Range, Discriminator(_kind_of_replicas)] = Field(
+        1,
+        description="Engines of this model: a number, or `{min: 0, max: 4}`, in which it follows the queue.",
+    )
+
+    @property
+    def min_replicas(self) -> int:
+        """Engines that it has at the start."""
+        return self.replicas.min if isinstance(self.replicas, Replicas) else self.replicas
+
+    @property
+    def max_replicas(self) -> int:
+        """Engines that it ever has."""
+        return self.replicas.max if isinstance(self.replicas, Replicas) else self.replicas
 
 
 class VllmModel(_Model):
@@ -335,6 +380,16 @@ class Settings(BaseSettings):
         if twice:
             raise ValueError(f"the model name {twice[0]!r} stands twice")
         return models
+
+    @model_validator(mode="after")
+    def _comes_back_to_none(self) -> Settings:
+        for model in self.models:
+            if not model.min_replicas and not self.engine.idle_s:
+                raise ValueError(
+                    f"the model {model.name!r} has replicas.min 0, which needs engine.idle_s above 0: "
+                    "without it nothing is ever stopped"
+                )
+        return self
 
     def model_named(self, name: str) -> ModelSettings:
         """The settings of a configured model.

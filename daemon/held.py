@@ -48,6 +48,7 @@ class StopReason(StrEnum):
     CANCELLED = "cancelled"
     EXPIRED = "expired"
     DISK_FULL = "disk_full"
+    SWAPPED = "swapped"
     SHUTDOWN = "shutdown"
 
 

@@ -243,7 +243,7 @@ class Lifecycle:
             self._decide(held)
         elif self.is_stopping:
             return  # stays where it is; the next start adopts it
-        elif held.stop_reason in (StopReason.PREEMPTED, StopReason.DISK_FULL):
+        elif held.stop_reason in (StopReason.PREEMPTED, StopReason.DISK_FULL, StopReason.SWAPPED):
             reason = f"{held.stop_reason}: {held.left} requests left"
             held.batch.advance(now, record.status, Phase.PREEMPTED, reason)
             held.preemptions += held.stop_reason is StopReason.PREEMPTED

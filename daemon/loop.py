@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 
 from config.settings import Settings
-from daemon import http, lifecycle, logs, metrics, outbox, runs
+from daemon import http, lifecycle, logs, metrics, needs, outbox, runs
 from daemon.clock import Clock
 from daemon.engines import Engines
 from daemon.held import ENDING, Held, Stage, StopReason
@@ -117,11 +117,20 @@ class Loop:
                 self._looked_at = float("-inf")
             for each in list(held.values()):
                 parts.lifecycle.advance(each, now, monotonic)
-            parts.runs.preempt_some(now, parts.engines.pools, lifecycle.stop)
-            if metrics.Pause.DISK_NEARLY_FULL not in self._pauses:
-                parts.runs.begin_some(held, parts.engines.ready, now, monotonic)
+            self._run_some(now, monotonic)
             parts.reporter.report(held, now, monotonic)
         return self._wait_s(monotonic)
+
+    def _run_some(self, now: float, monotonic: float) -> None:
+        """Stop and begin runs, all by one view of the engines, and say what there is left to do."""
+        parts = self.parts
+        view = parts.engines.view
+        parts.runs.preempt_some(now, parts.engines.pools, lifecycle.stop)
+        parts.runs.make_room(view.leaving, lifecycle.stop)
+        if metrics.Pause.DISK_NEARLY_FULL not in self._pauses:
+            ready = parts.engines.ready_for(view, needs.requests(parts.runs))
+            parts.runs.begin_some(parts.lifecycle.held, ready, view.absent, now, monotonic)
+        parts.engines.hand_over(needs.demands(parts.runs), view.number)
 
     def _take_in(self, now: float, monotonic: float, is_woken: bool) -> None:
         """Adopt what dead daemons held, and claim what is complete."""

@@ -174,6 +174,21 @@ class Metrics:
         self._engine_up = Gauge(
             "batchd_engine_up", "1 while the model's engine takes requests.", ["model"], registry=registry
         )
+        self._engine_replicas = Gauge(
+            "batchd_engine_replicas", "Engines of the model that take requests.", ["model"], registry=registry
+        )
+        self._engine_replicas_wanted = Gauge(
+            "batchd_engine_replicas_wanted",
+            "Engines that the model should have now; 0 where they are stopped on purpose.",
+            ["model"],
+            registry=registry,
+        )
+        self._engine_swaps = Counter(
+            "batchd_engine_swaps_total",
+            "Times that engines of the model were stopped to give room to another model's.",
+            ["model"],
+            registry=registry,
+        )
         self._engine_restarts = Counter(
             "batchd_engine_restarts_total",
             "Engines started again after they died.",
@@ -196,6 +211,8 @@ class Metrics:
             self._requests_shared.labels(model)
             for metric in (self._request_duration, self._inflight, self._engine_up, self._engine_restarts):
                 metric.labels(model)
+            for gauge in (self._engine_replicas, self._engine_replicas_wanted, self._engine_swaps):
+                gauge.labels(model)
         for code in REJECTED:
             self._rejected.labels(code)
 
@@ -328,6 +345,16 @@ class Metrics:
 
     def set_engine_up(self, model: str, is_up: bool) -> None:
         self._engine_up.labels(self._model(model)).set(is_up)
+
+    def set_engine_replicas(self, model: str, count: int) -> None:
+        self._engine_replicas.labels(self._model(model)).set(count)
+
+    def set_engine_replicas_wanted(self, model: str, count: int) -> None:
+        """Say how many there should be, in each pool that has its own."""
+        self._engine_replicas_wanted.labels(self._model(model)).set(count)
+
+    def engine_swapped(self, model: str) -> None:
+        self._engine_swaps.labels(self._model(model)).inc()
 
     def engine_restarted(self, model: str) -> None:
         self._engine_restarts.labels(self._model(model)).inc()

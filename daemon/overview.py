@@ -100,10 +100,16 @@ def _pools(numbers: Numbers) -> Text:
 
 def _engines(numbers: Numbers) -> Text:
     up, inside = numbers.of("batchd_engine_up", "model"), numbers.of("batchd_inflight_requests", "model")
+    wanted = numbers.of("batchd_engine_replicas_wanted", "model")
     engines = Text("engines")
     for model, count in up.items():
-        state = f"{inside.get(model, 0.0):.0f} requests inside" if count else "down or starting"
-        engines.append(f"   {model} ").append(state, "" if count else "red")
+        if count:
+            state, style = f"{inside.get(model, 0.0):.0f} requests inside", ""
+        elif wanted.get(model):
+            state, style = "down or starting", "red"
+        else:
+            state, style = "stopped", "dim"
+        engines.append(f"   {model} ").append(state, style)
     return engines
 
 

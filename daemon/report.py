@@ -117,7 +117,7 @@ class Reporter:
         self._metrics.set_active(Counter(batch.batch.record.status for batch in active))
         self._metrics.set_held(sum(batch.stage in _FOR_A_PERSON for batch in held.values()))
         at_risk = sum(batch.is_at_risk for batch in held.values())
-        self._metrics.set_queue(len(self._runs.queue), at_risk, self._runs.waiting)
+        self._metrics.set_queue(len(self._runs.queue), at_risk, self._runs.waits.counts)
         for pool in metrics.POOLS:
             self._metrics.set_pool(pool, self._runs.pools.capacity(pool), self._runs.pools.free(pool))
 
@@ -170,8 +170,17 @@ class EngineMetrics:
         self._metrics = count
         self._restarts: dict[str, int] = {}
 
+    def planned(self, model: str, replicas: int) -> None:
+        """Take in how many replicas a model should have."""
+        self._metrics.set_engine_replicas_wanted(model, replicas)
+
+    def swapped(self, model: str) -> None:
+        """Count that engines of a model gave room to another's."""
+        self._metrics.engine_swapped(model)
+
     def observe(self, state: ModelState) -> None:
         """Take in one model's state."""
+        self._metrics.set_engine_replicas(state.model, state.up)
         self._metrics.set_engine_up(state.model, state.up > 0)
         self._metrics.set_inflight(state.model, state.inflight)
         if state.start_seconds is not None and state.up:

@@ -7,18 +7,19 @@ given back when its thread has ended, whatever became of it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 from config.settings import Settings
-from daemon import logs
+from daemon import logs, waiting
 from daemon.held import Held, Stage, StopReason
 from daemon.metrics import Metrics
 from daemon.workers import Workers
 from pipeline import errors, placement
 from pipeline.run import Work
 from scheduler import assign
+from scheduler.engines import Absence
 from scheduler.pools import Pools, Run
 from scheduler.queue import Queue
 from scheduler.sla import Throughput
@@ -57,15 +58,30 @@ class Runs:
         self._metrics = count
         self._execute = execute
         self._numbers = itertools.count(1)
-        self.waiting: dict[assign.WaitReason, int] = {}
-        self._told: dict[str, assign.WaitReason] = {}
+        self.waits = waiting.Waits()
 
-    def begin_some(self, held: dict[str, Held], ready: Collection[str], now: float, monotonic: float) -> None:
-        """Begin what the scheduler says may begin now."""
-        begun, waiting = assign.assign(self.queue, self.pools, now, ready, self.throughput.rates)
+    def begin_some(
+        self,
+        held: dict[str, Held],
+        ready: Collection[str],
+        absent: Mapping[str, tuple[Absence, str]],
+        now: float,
+        monotonic: float,
+    ) -> None:
+        """Begin what the scheduler says may begin now.
+
+        Args:
+            held: the batches.
+            ready: models of which runs may begin.
+            absent: why no engine of a model takes requests, in a class and in words.
+            now: Unix seconds.
+            monotonic: seconds of the monotonic clock.
+        """
+        reasons = {model: why for model, (why, _) in absent.items()}
+        begun, left = assign.assign(self.queue, self.pools, now, ready, self.throughput.rates, reasons)
         for assignment in begun:
             self._begin(assignment, held, now, monotonic)
-        self._note_waiting(waiting)
+        self.waits.note(left, absent, held, now, monotonic)
 
     def _begin(
         self, assignment: assign.Assignment, held: dict[str, Held], now: float, monotonic: float
@@ -87,7 +103,7 @@ class Runs:
             batch.is_dirty, batch.done_at_begin = True, batch.done
             batch.samples.clear()
             batch.samples.append((monotonic, batch.done, batch.tokens))
-            self._told.pop(batch.id, None)
+            self.waits.begun(batch.id)
             if batch.batch.record.runs == 1:
                 self._metrics.queue_waited(monotonic - batch.queued_at)
             _log.info(
@@ -162,6 +178,12 @@ class Runs:
             self._metrics.pool_preempted(going.run.pool)
             self.stop_all(going.batches, StopReason.PREEMPTED, stop)
 
+    def make_room(self, models: Collection[str], stop: Callable[[Held, StopReason], None]) -> None:
+        """Stop the runs of models whose engines others need."""
+        for going in self.going.values():
+            if going.model in models:
+                self.stop_all(going.batches, StopReason.SWAPPED, stop)
+
     def stop_all(
         self, batches: Collection[Held], reason: StopReason, stop: Callable[[Held, StopReason], None]
     ) -> None:
@@ -177,15 +199,6 @@ class Runs:
         """Whether the run that has a batch has others as well."""
         going = self.going.get(held.run_id or "")
         return going is not None and len(going.batches) > 1
-
-    def _note_waiting(self, waiting: list[assign.Waiting]) -> None:
-        """Log each job's reason to wait once, and again when it changes."""
-        now_waiting = {job.batch_id: each.reason for each in waiting for job in each.jobs}
-        for batch_id, reason in now_waiting.items():
-            if self._told.get(batch_id) != reason:
-                _log.info("batch_waiting", batch=batch_id, reason=reason)
-        self._told = now_waiting
-        self.waiting = {each.reason: len(each.jobs) for each in waiting}
 
 
 def _is_io_error(error: BaseException | None) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import prometheus_client
 
 from config.settings import Settings
-from daemon import endings, http, logs, metrics, signals
+from daemon import endings, http, logs, metrics, needs, signals
 from daemon.clock import Clock
 from daemon.engines import Engines
 from daemon.intake import Intake
@@ -120,8 +120,8 @@ def _build(
     stack: contextlib.ExitStack,
 ) -> Loop:
     """The loop with all that it works with, begun; what must be ended is put on the stack."""
-    models = tuple(model.name for model in settings.models)
-    engines = Engines(fleet, models, wake, EngineMetrics(count).observe)
+    models = needs.models(settings, fleet.sizes(), fleet.places)
+    engines = Engines(fleet, models, wake, EngineMetrics(count), settings.engine.idle_s)
     stack.callback(engines.stop, _ENGINES_S)
     engines.start()
     watcher = Watcher(home.inbox, settings.inbox.backend, wake)

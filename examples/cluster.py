@@ -65,12 +65,16 @@ class Cluster:
         port = f"--port={self._port}"
         self._start(HEAD, "127.0.0.1", "--head", port, "--num-cpus=0", "--include-dashboard=false")
 
-    def add(self, name: str, num_cpus: int = 2, resources: dict[str, float] | None = None) -> None:
-        """Start a node that joins the head's cluster."""
+    def add(
+        self, name: str, num_cpus: int = 2, resources: dict[str, float] | None = None, num_gpus: int = 0
+    ) -> None:
+        """Start a node that joins the head's cluster; Ray takes the number of GPUs on trust."""
         self._hosts += 1
         host = f"127.0.0.{self._hosts + 1}"
         named = f"--resources={json.dumps(resources or {})}"
-        self._start(name, host, f"--address={self.address}", f"--num-cpus={num_cpus}", named)
+        self._start(
+            name, host, f"--address={self.address}", f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}", named
+        )
 
     def _start(self, name: str, host: str, *arguments: str) -> None:
         log = self._folder / f"{name}.log"

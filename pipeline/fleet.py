@@ -13,13 +13,13 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from config import settings
-from pipeline import errors, gate, placement, ray_start, ray_watch, responder, slices
+from pipeline import errors, gate, leaving, placement, ray_start, ray_watch, responder, slices
 from spool.parts import Usage
 
 _log = logging.getLogger(__name__)
@@ -28,8 +28,6 @@ _log = logging.getLogger(__name__)
 MAX_WARM = 2 * slices.MAX_TASKS
 # Longest wait in poll(), seconds.
 POLL_S = 1.0
-# For engines to stop, seconds; those that still run then are killed.
-STOP_S = 10.0
 # Seconds between two polls after which what was asked before counts as asked now.
 DEAF_S = 10.0
 
@@ -39,7 +37,7 @@ class ModelState:
     """One model at the time of a poll.
 
     Attributes:
-        replicas: configured.
+        replicas: in each pool that has its own, those that start included.
         up: replicas whose engine has started, answered in time and is not away.
         restarts: times a replica came back in a new process, since this fleet began.
         start_seconds: of the replica that started last; None before the first.
@@ -48,6 +46,8 @@ class ModelState:
         outcomes: requests answered since the last poll, by outcome.
         usage: tokens of the completed ones since the last poll.
         engines: what each replica's engine says of itself, see engine_stats; empty for one that says nothing.
+        leaving: replicas that are being stopped, and still have what they hold.
+        problem: why a start that `grow` began failed, since the last poll; None if none did.
     """
 
     model: str
@@ -60,9 +60,11 @@ class ModelState:
     outcomes: dict[str, int]
     usage: Usage
     engines: tuple[dict[str, float], ...] = ()
+    leaving: int = 0
+    problem: str | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Member:
     """A replica as the fleet knows it.
 
@@ -71,6 +73,7 @@ class _Member:
         pool: that it stands in; None where all pools use it.
         process: name of the process seen last; another one means a restart.
         start_s: what its engine took to start; None until it has.
+        starting: comes when its first start has ended, if `grow` began it; None afterwards.
         asked: the statistics that were asked for and have not come yet.
         asked_at: when, by the monotonic clock.
         outages: of its engine's servers, when it last said so.
@@ -80,6 +83,7 @@ class _Member:
     pool: str | None = None
     process: str | None = None
     start_s: float | None = None
+    starting: Any = None
     asked: Any = None
     asked_at: float = 0.0
     restarts: int = 0
@@ -88,11 +92,13 @@ class _Member:
 
 @dataclass(slots=True)
 class _Team:
-    """The replicas of one model."""
+    """The replicas of one model. Other threads read `members`, which is replaced and never changed."""
 
     model: settings.ModelSettings
     members: list[_Member] = field(default_factory=list)
+    leaving: leaving.Leaving = field(default_factory=leaving.Leaving)
     start_seconds: float | None = None
+    problem: str | None = None
 
 
 class Fleet:
@@ -106,6 +112,7 @@ class Fleet:
         self._polled_at = float("-inf")
         self._warm = _workers_for(configured)
         self._apart = placement.resources(configured)
+        self._sizes: dict[str, float] = {}
 
     def start_ray(self, on_lost: Callable[[ray_watch.Watched], None] | None = None) -> None:
         """Start a private Ray, or connect to the configured cluster; seconds.
@@ -120,7 +127,7 @@ class Fleet:
         """
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("start_ray belongs in the main thread")
-        replicas = sum(team.model.replicas for team in self._teams.values())  # this node's, at most
+        replicas = sum(team.model.max_replicas for team in self._teams.values())  # this node's, at most
         ray_start.prepare(self._settings.ray.address, self._warm + replicas)
         import ray
 
@@ -138,26 +145,46 @@ class Fleet:
 
         data.configure()
 
-    def start_engines(self) -> None:
-        """Start every model's replicas and wait until all can answer; on a cluster, until one of each can.
+    def sizes(self) -> dict[str, float]:
+        """GPUs of a replica of each model, in all pools together that have their own; 0 where Ray has none.
+
+        Raises:
+            EngineStartError: Ray has GPUs, but too few for a model alone.
+        """
+        pools = self.places
+        for name, team in self._teams.items():
+            self._sizes[name] = _gpus_for(team.model, pools)
+        return {name: pools * each for name, each in self._sizes.items()}
+
+    @property
+    def places(self) -> int:
+        """Pools that have their own engines; 1 where they share them."""
+        return len(self._places())
+
+    def room(self) -> float:
+        """GPUs that Ray has now."""
+        import ray
+
+        return float(ray.cluster_resources().get("GPU", 0.0))
+
+    def start_engines(self, counts: Mapping[str, int] | None = None) -> None:
+        """Start replicas and wait until all can answer; on a cluster, until one of each model can.
+
+        Args:
+            counts: how many of each model, in each pool that has its own; None is what the settings say.
 
         Raises:
             EngineStartError: one cannot start; the message is one line.
         """
         import ray
 
-        from pipeline import data, replica
+        from pipeline import data
 
         waiting: dict[Any, _Team] = {}
-        pools: list[tuple[str | None, dict[str, float]]] = [*self._apart.items()] or [(None, {})]
-        for team in self._teams.values():
-            num_gpus = _gpus_for(team.model, max(1, len(self._apart)))
-            for pool, wanted in pools:
-                placed = {"num_gpus": num_gpus, **placement.of_engine(self._settings, wanted)}
-                for _ in range(team.model.replicas):
-                    handle = replica.create(team.model, self._settings.engine, placed)
-                    team.members.append(_Member(handle, pool))
-                    waiting[handle.ready.remote()] = team
+        self.sizes()
+        for name, team in self._teams.items():
+            for member in self._added(team, team.model.min_replicas if counts is None else counts[name]):
+                waiting[member.starting], member.starting = team, None
         # While the engines load, which want the processors themselves: no more than a first run needs.
         data.warm_up(self._all_handles(), _tasks_of_a_run(self._settings))
         while waiting and not (placement.is_cluster(self._settings) and self._has_all_models()):
@@ -165,6 +192,49 @@ class Fleet:
             for ready in done:
                 team = waiting.pop(ready)
                 team.start_seconds = _started(team.model, ready)
+
+    def grow(self, model: str, count: int) -> None:
+        """Have a model get so many replicas, in each pool that has its own; returns at once.
+
+        A start that fails is told by `poll`, and its replica is gone then.
+        """
+        self._added(self._teams[model], count)
+
+    def _added(self, team: _Team, count: int) -> list[_Member]:
+        from pipeline import replica
+
+        added: list[_Member] = []
+        for pool, wanted in self._places():
+            placed = {
+                "num_gpus": self._sizes[team.model.name],
+                **placement.of_engine(self._settings, wanted),
+            }
+            for _ in range(count - sum(member.pool == pool for member in team.members)):
+                handle = replica.create(team.model, self._settings.engine, placed)
+                added.append(_Member(handle, pool, starting=handle.ready.remote()))
+        team.members = [*team.members, *added]
+        return added
+
+    def shrink(self, model: str, count: int) -> None:
+        """Have a model keep so many replicas, in each pool that has its own; returns at once.
+
+        Nothing may run in it: what was sent to a replica that ends is suspected of having killed it.
+        """
+        team = self._teams[model]
+        kept: list[_Member] = []
+        for pool, _ in self._places():
+            members = [member for member in team.members if member.pool == pool]
+            kept += sorted(members, key=lambda member: member.start_s is None)[:count]
+        self._dismiss(team, [member for member in team.members if member not in kept])
+
+    def _places(self) -> list[tuple[str | None, dict[str, float]]]:
+        """Each pool that has its own engines, and what they ask of a node; or one place for all."""
+        return [*self._apart.items()] or [(None, {})]
+
+    @staticmethod
+    def _dismiss(team: _Team, members: Sequence[_Member]) -> None:
+        team.members = [member for member in team.members if member not in members]
+        team.leaving.dismiss(member.handle for member in members)
 
     def warm_up(self, is_over: Callable[[], bool]) -> None:
         """Have the workers of further runs started; seconds.
@@ -182,14 +252,29 @@ class Fleet:
             _log.warning("workers_not_warm", extra={"reason": errors.one_line(str(error))})
 
     def _has_all_models(self) -> bool:
-        return all(team.start_seconds is not None for team in self._teams.values())
+        return all(team.start_seconds is not None for team in self._teams.values() if team.members)
 
     def _all_handles(self) -> list[Any]:
         return [member.handle for team in self._teams.values() for member in team.members]
 
+    def _look_at_starts(self, team: _Team) -> None:
+        """Take in starts that have ended; Ray would repeat one that failed again and again."""
+        import ray
+
+        team.problem = None
+        for member in list(team.members):
+            if member.starting is None or not ray.wait([member.starting], timeout=0)[0]:
+                continue
+            try:
+                team.start_seconds = _started(team.model, member.starting)
+            except errors.EngineStartError as error:
+                team.problem = str(error)
+                self._dismiss(team, [member])
+            member.starting = None
+
     def handles(self, model: str, pool: str | None = None) -> list[Any]:
         """The actor handles of a model's replicas: all, or those that a pool uses."""
-        members = self._teams[model].members
+        members = self._teams[model].members  # those that start join in as soon as they are up
         return [member.handle for member in members if pool is None or member.pool in (None, pool)]
 
     def pools(self) -> placement.Pools:
@@ -199,12 +284,19 @@ class Fleet:
         import ray
 
         lost = placement.lost(self._apart, ray.nodes())
+        # Of those that are stopped, or start for the first time, no run goes on that could need a pool.
+        up = [
+            team
+            for team in self._teams.values()
+            if any(member.start_s is not None for member in team.members)
+        ]
+        needed = up or [team for team in self._teams.values() if team.members]
         ready = {
             pool
             for pool in self._apart.keys() - lost
             if all(
                 any(member.pool == pool and member.start_s is not None for member in team.members)
-                for team in self._teams.values()
+                for team in needed
             )
         }
         return placement.Pools(frozenset(ready), lost)
@@ -216,6 +308,9 @@ class Fleet:
         """
         import ray
 
+        for team in self._teams.values():
+            team.leaving.look()
+            self._look_at_starts(team)
         members = [member for team in self._teams.values() for member in team.members]
         now = time.monotonic()
         # Where nobody polled for a while, as when this process was stopped, nobody's silence was heard.
@@ -232,7 +327,8 @@ class Fleet:
             for member in team.members:
                 if member.asked not in done:
                     self._restart_if_hung(team.model, member)
-        return [_collect(team, done) for team in self._teams.values()]
+        pools = [pool for pool, _ in self._places()]
+        return [_collect(team, done, pools) for team in self._teams.values()]
 
     def _restart_if_hung(self, model: settings.ModelSettings, member: _Member) -> None:
         """Kill a replica that has an engine and is silent; one that starts may take as long as it needs."""
@@ -266,21 +362,15 @@ class Fleet:
 
     def stop_engines(self) -> None:
         """Stop engines, so that they free what they hold, and leave Ray to the end of this process."""
-        import ray
-
-        handles = self._all_handles()
-        stops = [handle.stop.remote() for handle in handles]
-        if stops:
-            ray.wait(stops, num_returns=len(stops), timeout=STOP_S)
-        for handle in handles:
-            ray.kill(handle, no_restart=True)
         for team in self._teams.values():
-            team.members.clear()
+            self._dismiss(team, team.members)
+        for team in self._teams.values():  # they stop all at once, so that the first wait is the longest
+            team.leaving.end_all()
 
 
 def _tasks_of_a_run(configured: settings.Settings) -> int:
     """Workers that the tasks of one run take, of the model that needs most."""
-    shapes = [slices.shape(gate.max_num_seqs(model), model.replicas) for model in configured.models]
+    shapes = [slices.shape(gate.max_num_seqs(model), model.max_replicas) for model in configured.models]
     return max(shape.tasks for shape in shapes)
 
 
@@ -309,9 +399,10 @@ def _gpus_for(model: settings.ModelSettings, pools: int) -> float:
     arguments = model.engine_args
     sizes = [arguments.get(f"{kind}_parallel_size") or 1 for kind in ("tensor", "pipeline", "data")]
     each = float(sizes[0] * sizes[1] * sizes[2])
-    if each * model.replicas * pools > there:
+    least = max(1, model.min_replicas)
+    if each * least * pools > there:
         raise errors.EngineStartError(
-            f"model {model.name!r}: {model.replicas * pools} replicas of {each:g} GPUs each, "
+            f"model {model.name!r}: {least * pools} replicas of {each:g} GPUs each, "
             f"but Ray has {there:g}: "
             "set fewer replicas, or a smaller engine_args.tensor_parallel_size"
         )
@@ -340,7 +431,7 @@ def _started(model: settings.ModelSettings, ready: Any) -> float:
         ) from error
 
 
-def _collect(team: _Team, done: set[Any]) -> ModelState:
+def _collect(team: _Team, done: set[Any], pools: Collection[str | None]) -> ModelState:
     """Add up what a model's replicas said."""
     up = inflight = 0
     durations: list[float] = []
@@ -367,7 +458,7 @@ def _collect(team: _Team, done: set[Any]) -> ModelState:
         usage = usage.plus(stats.activity.usage)
     return ModelState(
         model=team.model.name,
-        replicas=team.model.replicas,
+        replicas=min(sum(member.pool == pool for member in team.members) for pool in pools),
         up=up,
         restarts=sum(member.restarts for member in team.members),
         start_seconds=team.start_seconds,
@@ -376,6 +467,8 @@ def _collect(team: _Team, done: set[Any]) -> ModelState:
         outcomes=dict(outcomes),
         usage=usage,
         engines=tuple(engines),
+        leaving=len(team.leaving),
+        problem=team.problem,
     )
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
 from scheduler import sla
+from scheduler.engines import Absence
 from scheduler.job import Job, PoolChoice, PoolName
 from scheduler.pools import Pools
 from scheduler.queue import Queue
@@ -40,6 +42,8 @@ class WaitReason(StrEnum):
 
     NO_CAPACITY = "no_capacity"
     ENGINE_STARTING = "engine_starting"
+    ENGINE_NO_ROOM = "engine_no_room"
+    ENGINE_FAILED = "engine_failed"
     DEADLINE_PASSED = "deadline_passed"
 
 
@@ -75,8 +79,20 @@ _IN_TURN: _Offers = {
 }
 
 
+_WAITS = {
+    Absence.STARTING: WaitReason.ENGINE_STARTING,
+    Absence.NO_ROOM: WaitReason.ENGINE_NO_ROOM,
+    Absence.FAILED: WaitReason.ENGINE_FAILED,
+}
+
+
 def assign(
-    queue: Queue, pools: Pools, now: float, ready_models: Collection[str], rates: Mapping[str, float]
+    queue: Queue,
+    pools: Pools,
+    now: float,
+    ready_models: Collection[str],
+    rates: Mapping[str, float],
+    absent: Mapping[str, Absence] = MappingProxyType({}),
 ) -> tuple[list[Assignment], list[Waiting]]:
     """Decide on every job in the queue.
 
@@ -86,11 +102,12 @@ def assign(
         now: Unix seconds.
         ready_models: models whose engine takes requests.
         rates: measured requests per second of a run by model; absent is unknown.
+        absent: why no engine of a model takes requests; one that is not named starts.
 
     Returns:
         The runs to begin, none over what is free, and the jobs that wait, by reason. Every job of the
         queue is in exactly one of them. With no slot left the others are not looked at: they wait for
-        capacity, also those that could not begin with one.
+        capacity, also those that could not begin with one, unless their model is absent.
     """
     slots: dict[PoolName, int] = {"spot": 0, "dedicated": pools.free("dedicated")}
     ahead = (
@@ -99,15 +116,17 @@ def assign(
         if job.pool == "dedicated"
         or (job.pool == "auto" and sla.at_risk(job, now, rates.get(job.model), pools.preempt_every_s))
     )
-    runs, _ = _pack(_ready(ahead, now, ready_models, _nobody()), slots, _AHEAD, rates)
+    runs, _ = _pack(_ready(ahead, now, ready_models, absent, _nobody()), slots, _AHEAD, rates)
     begun = {job.batch_id for run in runs for job in run.jobs}
 
     slots["spot"] = pools.free("spot")
     waiting = _nobody()
     others = iter([job for job in queue if job.batch_id not in begun] if begun else queue)
-    ready = _ready(others, now, ready_models, waiting)
+    ready = _ready(others, now, ready_models, absent, waiting)
     in_turn, waiting[WaitReason.NO_CAPACITY] = _pack(ready, slots, _IN_TURN, rates)
-    waiting[WaitReason.NO_CAPACITY] += others  # whom the walk did not come to before the slots were gone
+    for job in others:  # whom the walk did not come to before the slots were gone
+        reason = _WAITS[absent[job.model]] if job.model in absent else WaitReason.NO_CAPACITY
+        waiting[reason].append(job)
     return runs + in_turn, [Waiting(tuple(jobs), reason) for reason, jobs in waiting.items() if jobs]
 
 
@@ -116,14 +135,18 @@ def _nobody() -> dict[WaitReason, list[Job]]:
 
 
 def _ready(
-    jobs: Iterator[Job], now: float, ready_models: Collection[str], waiting: Mapping[WaitReason, list[Job]]
+    jobs: Iterator[Job],
+    now: float,
+    ready_models: Collection[str],
+    absent: Mapping[str, Absence],
+    waiting: Mapping[WaitReason, list[Job]],
 ) -> Iterator[Job]:
     """Pass on the jobs that could begin, and note why the others could not even with a slot."""
     for job in jobs:
         if sla.is_expired(job, now):
             waiting[WaitReason.DEADLINE_PASSED].append(job)
         elif job.model not in ready_models:
-            waiting[WaitReason.ENGINE_STARTING].append(job)
+            waiting[_WAITS[absent.get(job.model, Absence.STARTING)]].append(job)
         else:
             yield job
 

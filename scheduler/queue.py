@@ -8,7 +8,7 @@ a look costs no more than the walk. Raises QueueFull at its limit and OutOfStep 
 from __future__ import annotations
 
 import bisect
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
@@ -27,6 +27,9 @@ class Queue:
     """Jobs that wait, at most `limit` of them.
 
     A pre-empted job is let in over the limit: it is already claimed, and refusing it would lose it.
+
+    Attributes:
+        requests: of the jobs here, by model; only models that have a job here are named.
     """
 
     def __init__(self, policy: Policy, limit: int) -> None:
@@ -34,6 +37,8 @@ class Queue:
         self.limit = limit
         self._order: deque[Job] = deque()
         self._ids: set[str] = set()
+        self.requests: Counter[str] = Counter()
+        self._jobs: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._order)
@@ -44,6 +49,15 @@ class Queue:
 
     def __contains__(self, batch_id: str) -> bool:
         return batch_id in self._ids
+
+    def ranks(self) -> dict[str, int]:
+        """The place of each model's first job, from 0."""
+        found: dict[str, int] = {}
+        for place, job in enumerate(self._order):
+            if len(found) == len(self._jobs):
+                break
+            found.setdefault(job.model, place)
+        return found
 
     def push(self, job: Job) -> None:
         """Let a new job in at its place.
@@ -97,6 +111,9 @@ class Queue:
         if len(batch_ids) < len(jobs) or batch_ids & self._ids:
             raise OutOfStep(f"in the queue already: {', '.join(sorted(batch_ids & self._ids or batch_ids))}")
         self._ids |= batch_ids
+        for job in jobs:
+            self.requests[job.model] += job.requests_left
+            self._jobs[job.model] += 1
 
     def _take_out(self, batch_ids: set[str]) -> list[Job]:
         """Walk from the front only as far as the last of them: what is assigned mostly stands there."""
@@ -107,4 +124,9 @@ class Queue:
             job = self._order.popleft()
             (taken if job.batch_id in batch_ids else passed).append(job)
         self._order.extendleft(reversed(passed))
+        for job in taken:
+            self.requests[job.model] -= job.requests_left
+            self._jobs[job.model] -= 1
+            if not self._jobs[job.model]:
+                del self._jobs[job.model], self.requests[job.model]
         return taken

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,14 @@ import prometheus_client
 from openai.types import Batch as OpenAIBatch
 
 from config.settings import Settings
-from daemon import http, metrics
+from daemon import engines, http, metrics, needs
 from daemon.clock import Clock
 from daemon.engines import Engines
 from daemon.intake import Intake
 from daemon.lifecycle import Lifecycle
 from daemon.loop import Loop, Parts
 from daemon.progress import Progress
-from daemon.report import Reporter
+from daemon.report import EngineMetrics, Reporter
 from daemon.runs import Runs
 from daemon.watch import Watcher
 from daemon.workers import Workers
@@ -44,15 +44,78 @@ class Fleet:
     def __init__(self, error: str | None = None) -> None:
         self._error = error
 
-    def start_engines(self) -> None:
+    def room(self) -> float:
+        return 0.0
+
+    def start_engines(self, counts: Mapping[str, int]) -> None:
         if self._error:
             raise errors.EngineStartError(self._error)
+
+    def grow(self, model: str, count: int) -> None:
+        raise AssertionError(model)
+
+    def shrink(self, model: str, count: int) -> None:
+        raise AssertionError(model)
 
     def warm_up(self, is_over: Callable[[], bool]) -> None:
         pass
 
     def poll(self) -> list[ModelState]:
         return [ModelState("m", 1, 1, 0, 0.1, 0, (), {}, Usage())]
+
+    def pools(self) -> Pools:
+        return Pools()
+
+
+class Elastic:
+    """A fleet whose engines come and go; it fails where one goes while a run needs it, or that has no room.
+
+    Attributes:
+        members: engines of each model.
+        starts: models in the order in which engines of theirs were started, by `grow`.
+        problem: why no engine starts from now on.
+    """
+
+    def __init__(self, run: Run, names: Sequence[str] = ("m",), room: float = 0.0, size: float = 0.0) -> None:
+        self.members = dict.fromkeys(names, 0)
+        self.starts: list[str] = []
+        self.problem: str | None = None
+        self.may_start = threading.Event()
+        self.may_start.set()
+        self._run = run
+        self._room, self._size = room, size
+        self._up = dict.fromkeys(names, 0)
+
+    def room(self) -> float:
+        return self._room
+
+    def start_engines(self, counts: Mapping[str, int]) -> None:
+        self.members.update(counts)
+        self._up.update(counts)
+
+    def grow(self, model: str, count: int) -> None:
+        self.starts.append(model)
+        self.members[model] = count
+        assert sum(self.members.values()) * self._size <= self._room
+
+    def shrink(self, model: str, count: int) -> None:
+        assert model not in self._run.going, f"an engine of {model} ended under a run"
+        self.members[model] = self._up[model] = count
+
+    def warm_up(self, is_over: Callable[[], bool]) -> None:
+        pass
+
+    def poll(self) -> list[ModelState]:
+        return [self._state(model) for model in self.members]
+
+    def _state(self, model: str) -> ModelState:
+        problem = self.problem if self._up[model] < self.members[model] else None
+        if problem:
+            self.members[model] = self._up[model]
+        elif self.may_start.is_set():
+            self._up[model] = self.members[model]
+        up = self._up[model]
+        return ModelState(model, self.members[model], up, 0, 0.1, 0, (), {}, Usage(), problem=problem)
 
     def pools(self) -> Pools:
         return Pools()
@@ -69,15 +132,20 @@ class Run:
         self.fails_after: int | None = None
         self.heeds_stop = True
         self.calls: list[list[str]] = []
+        self.going: list[str] = []  # models
         self.answered = 0
 
     def __call__(self, works: list[Work], model: str, pool: str) -> None:
         self.calls.append([work.folder.name for work in works])
-        if self.error:
-            raise self.error
-        for work in works:
-            for shard in plan.read(work.folder):
-                self._shard(work, shard)
+        self.going.append(model)
+        try:
+            if self.error:
+                raise self.error
+            for work in works:
+                for shard in plan.read(work.folder):
+                    self._shard(work, shard)
+        finally:
+            self.going.remove(model)
 
     def _shard(self, work: Work, shard: plan.Shard) -> None:
         done = {
@@ -139,10 +207,18 @@ class Daemon:
     """A loop that a test drives pass by pass."""
 
     def __init__(
-        self, tmp_path: Path, fleet: Fleet | None = None, run: Run | None = None, **sections: Any
+        self,
+        tmp_path: Path,
+        fleet: engines.Fleet | None = None,
+        run: Run | None = None,
+        *,
+        names: Sequence[str] = ("m",),
+        size: float = 0.0,
+        **sections: Any,
     ) -> None:
+        model = {"kind": "echo", **sections.pop("model", {})}
         self.settings = Settings(
-            models=({"name": "m", "kind": "echo", **sections.pop("model", {})},),
+            models=tuple({"name": name, **model} for name in names),
             spool={"root": str(tmp_path / "spool"), "min_free_bytes": 0, **sections.pop("spool", {})},
             inbox={"settle_s": 0, "backend": "polling", "poll_s": 0.05},
             **sections,
@@ -151,11 +227,15 @@ class Daemon:
         self.wake = threading.Event()
         self.run = run or Run()
         self.lease = lease.Lease(self.home, heartbeat_s=5, expire_s=60)
-        self.metrics = metrics.Metrics(prometheus_client.CollectorRegistry(), ["m"])
+        self.registry = prometheus_client.CollectorRegistry()
+        self.metrics = metrics.Metrics(self.registry, names)
         self.health = http.Health(60)
         self.clock = Clock()
         workers = Workers(self.wake, runs=3)
-        self.engines = Engines(fleet or Fleet(), ("m",), self.wake, lambda state: None)
+        models = needs.models(self.settings, dict.fromkeys(names, size))
+        observer = EngineMetrics(self.metrics)
+        idle_s = self.settings.engine.idle_s
+        self.engines = Engines(fleet or Fleet(), models, self.wake, observer, idle_s)
         self.runs = Runs(self.settings, workers, self.metrics, self.run)
         progress = Progress(self.metrics)
         self.lifecycle = Lifecycle(
@@ -181,9 +261,11 @@ class Daemon:
         )
         self.engines.start()
 
-    def drop(self, name: str = "jan", count: int = 3, sidecar: str = "", **changes: Any) -> None:
+    def drop(
+        self, name: str = "jan", count: int = 3, sidecar: str = "", model: str = "m", **changes: Any
+    ) -> None:
         """Drop a file of requests a0, a1, …"""
-        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+        body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
         rows = [
             {"custom_id": f"a{n}", "method": "POST", "url": "/v1/chat/completions", "body": body, **changes}
             for n in range(count)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -38,12 +38,21 @@ class Fleet:
 
     def __init__(self, configured: Settings) -> None:
         self._models = [model.name for model in configured.models]
+        self.places = 1
 
     def start_ray(self, on_lost: Any) -> None:
         """Nothing to start."""
 
-    def start_engines(self) -> None:
-        """Likewise."""
+    def sizes(self) -> dict[str, float]:
+        """They take no GPU."""
+        return dict.fromkeys(self._models, 0.0)
+
+    def room(self) -> float:
+        """No GPU is there."""
+        return 0.0
+
+    def start_engines(self, counts: Mapping[str, int]) -> None:
+        """Nothing to start."""
 
     def warm_up(self, is_over: Callable[[], bool]) -> None:
         """Likewise."""

@@ -20,10 +20,15 @@ from tests.faults import processes
 
 # light: stand-ins for Ray. ray: the echo engine on a Ray that the harness keeps. local: the same, on a Ray of
 # the daemon's own. vllm: tiny-adder on vLLM, on a Ray of the daemon's own. broken: light, with a bad claim.
-Engine = Literal["light", "ray", "local", "vllm", "broken"]
+# turns: models of the test's choice, whose turns are short.
+Engine = Literal["light", "ray", "local", "vllm", "broken", "turns"]
 
 READY_LIMIT_S = 400.0
-_MODULES = {"light": "tests.faults.light_daemon", "broken": "tests.faults.broken_daemon"}
+_MODULES = {
+    "light": "tests.faults.light_daemon",
+    "broken": "tests.faults.broken_daemon",
+    "turns": "tests.faults.quick_turns",
+}
 
 
 class RayHost:

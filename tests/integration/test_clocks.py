@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import orjson
@@ -57,7 +57,7 @@ class LateFleet(Fleet):
         super().__init__()
         self.may_start = threading.Event()
 
-    def start_engines(self) -> None:
+    def start_engines(self, counts: Mapping[str, int]) -> None:
         self.may_start.wait(30)
 
 

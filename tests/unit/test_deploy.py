@@ -23,7 +23,7 @@ from config.settings import Settings, ShutdownSettings
 from config.units import seconds
 from daemon.exits import Exit
 from daemon.serve import _ENGINES_S
-from pipeline.fleet import STOP_S
+from pipeline.leaving import STOP_S
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

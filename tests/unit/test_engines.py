@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 
 from daemon import engines
 from pipeline.fleet import ModelState
 from pipeline.placement import Pools
+from scheduler.engines import Model
 from spool.parts import Usage
 
 LIMIT_S = 20.0
+
+
+class Observer:
+    """Who is told what the engines' thread did."""
+
+    def __init__(self) -> None:
+        self.planned_now: dict[str, int] = {}
+        self.swaps: list[str] = []
+
+    def observe(self, state: ModelState) -> None:
+        pass
+
+    def planned(self, model: str, replicas: int) -> None:
+        self.planned_now[model] = replicas
+
+    def swapped(self, model: str) -> None:
+        self.swaps.append(model)
 
 
 class Fleet:
@@ -24,8 +42,17 @@ class Fleet:
         self.looks = 0
         self.warmed_at: list[int] = []
 
-    def start_engines(self) -> None:
-        pass
+    def room(self) -> float:
+        return 0.0
+
+    def start_engines(self, counts: Mapping[str, int]) -> None:
+        assert counts == {"m": 1}
+
+    def grow(self, model: str, count: int) -> None:
+        raise AssertionError(model)
+
+    def shrink(self, model: str, count: int) -> None:
+        raise AssertionError(model)
 
     def warm_up(self, is_over: Callable[[], bool]) -> None:
         assert not is_over()
@@ -47,7 +74,7 @@ def test_further_workers_start_once_when_nothing_was_to_be_done(
     """The first batch after a start once shared its processors with them."""
     monkeypatch.setattr(engines, "POLL_EVERY_S", 0.001)
     fleet = Fleet(busy_looks)
-    made = engines.Engines(fleet, ("m",), threading.Event(), lambda state: None)
+    made = engines.Engines(fleet, [Model("m")], threading.Event(), Observer())
     made.start()
     ends_at = time.monotonic() + LIMIT_S
     while fleet.looks < 30 and time.monotonic() < ends_at:

@@ -34,6 +34,9 @@ CONTRACT = {
     "batchd_engine_up": {"model"},
     "batchd_engine_restarts_total": {"model"},
     "batchd_engine_start_seconds": {"model"},
+    "batchd_engine_replicas": {"model"},
+    "batchd_engine_replicas_wanted": {"model"},
+    "batchd_engine_swaps_total": {"model"},
     "batchd_pool_capacity": {"pool"},
     "batchd_pool_available": {"pool"},
     "batchd_pool_assignments_total": {"pool", "reason"},
@@ -117,6 +120,9 @@ def test_what_is_counted_can_be_read_back(registry: CollectorRegistry, measured:
     measured.set_inflight("tiny-adder", 7)
     measured.engine_started("tiny-adder", 22.5)
     measured.engine_restarted("tiny-adder")
+    measured.set_engine_replicas("tiny-adder", 2)
+    measured.set_engine_replicas_wanted("tiny-adder", 3)
+    measured.engine_swapped("tiny-adder")
     measured.lines_rejected("invalid_url", 3)
     measured.set_queue(4, 1, {WaitReason.NO_CAPACITY: 4})
     measured.queue_waited(3)
@@ -148,6 +154,9 @@ def test_what_is_counted_can_be_read_back(registry: CollectorRegistry, measured:
         ("engine_start_seconds", {"model": "tiny-adder"}, 22.5),
         ("engine_up", {"model": "tiny-adder"}, 1),
         ("engine_restarts_total", {"model": "tiny-adder"}, 1),
+        ("engine_replicas", {"model": "tiny-adder"}, 2),
+        ("engine_replicas_wanted", {"model": "tiny-adder"}, 3),
+        ("engine_swaps_total", {"model": "tiny-adder"}, 1),
         ("rejected_lines_total", {"code": "invalid_url"}, 3),
         ("queue_depth", {}, 4),
         ("sla_at_risk", {}, 1),

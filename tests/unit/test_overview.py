@@ -47,7 +47,8 @@ def test_without_a_daemon_it_says_what_is_missing() -> None:
 def test_a_daemon_that_answers_tells_of_queue_pools_and_engines() -> None:
     """Over HTTP, as Prometheus reads it; nobody at the port is no error."""
     registry = prometheus_client.CollectorRegistry()
-    count = metrics.Metrics(registry, ["m"])
+    count = metrics.Metrics(registry, ["m", "idle"])
+    count.set_engine_replicas_wanted("m", 1)
     count.set_pool("spot", 2, 1)
     count.set_pool("dedicated", 1, 1)
     server = http.Server(MetricsSettings(port=0), registry, http.Health(60))
@@ -60,5 +61,5 @@ def test_a_daemon_that_answers_tells_of_queue_pools_and_engines() -> None:
         server.stop()
     text = _text(numbers=numbers)
     assert "queue 0   pools spot 1/2   dedicated 0/1" in text
-    assert "m down or starting" in text
+    assert "m down or starting   idle stopped" in text
     assert overview.scrape(url) is None

@@ -10,6 +10,7 @@ import pytest
 from config.settings import DedicatedSettings, PoolsSettings, SpotSettings
 from scheduler import assign
 from scheduler.assign import RUN_JOBS, RUN_REQUESTS, RUN_S, SMALL_REQUESTS, Assignment, WaitReason
+from scheduler.engines import Absence
 from scheduler.job import Job, PoolChoice
 from scheduler.pools import Pools, Run
 from scheduler.queue import Policy, Queue
@@ -45,12 +46,13 @@ def _decide(
     ready: Collection[str] = ("m", "n"),
     rates: Mapping[str, float] = FAST,
     policy: Policy = "fifo",
+    absent: Mapping[str, Absence] | None = None,
 ) -> tuple[list[Assignment], dict[str, str]]:
     """The runs, and the reason of each job that waits."""
     queue = Queue(policy, 10_000)
     for job in jobs:
         queue.push(job)
-    runs, waiting = assign.assign(queue, pools, now, ready, rates)
+    runs, waiting = assign.assign(queue, pools, now, ready, rates, absent or {})
     return runs, {job.batch_id: group.reason.value for group in waiting for job in group.jobs}
 
 
@@ -162,6 +164,16 @@ def test_a_model_whose_engine_starts_blocks_no_other_model():
     runs, waiting = _decide(jobs, _pools(), ready={"n"}, rates={"m": 1.0, "n": 1e6})
     assert _shown(runs) == [("b", "spot", "spot_first")]
     assert waiting == dict.fromkeys("adr", "engine_starting")
+
+
+@pytest.mark.parametrize("slots", [0, 1])
+def test_a_job_says_why_its_engine_is_absent(slots: int):
+    """Also where no slot is free, since with one it would wait all the same."""
+    jobs = [_job("a"), _job("b", model="n"), _job("c", model="o"), _job("d")]
+    absent = {"n": Absence.NO_ROOM, "o": Absence.FAILED}
+    _, waiting = _decide(jobs, _pools(slots, 0), ready={"m"}, absent=absent)
+    assert (waiting["b"], waiting["c"]) == ("engine_no_room", "engine_failed")
+    assert waiting.get("a") == (None if slots else "no_capacity")
 
 
 def test_an_expired_job_never_begins():

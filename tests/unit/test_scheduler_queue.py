@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from scheduler.errors import OutOfStep, QueueFull
@@ -92,6 +94,22 @@ def test_a_job_leaves_from_anywhere_and_once():
     assert _ids(queue) == ["a", "c"]
     queue.push(_job("b"))
     assert _ids(queue) == ["a", "c", "b"]
+
+
+def test_the_work_of_each_model_is_known_without_a_walk():
+    """Requests by model, and where each model's first job stands; nothing is left of those that left."""
+    queue = _queue("fifo", *(_job(name) for name in "abc"))
+    other = dataclasses.replace(_job("d"), model="n", requests_left=7)
+    queue.push(other)
+    left = _job("a").requests_left
+    assert queue.requests == {"m": 3 * left, "n": 7}
+    assert queue.ranks() == {"m": 0, "n": 3}
+    queue.take([_job("a"), _job("c")])
+    queue.push_front(other.preempted(5)) if queue.remove("d") else None
+    assert queue.requests == {"m": left, "n": 5}
+    assert queue.ranks() == {"n": 0, "m": 1}
+    queue.remove("b")
+    assert queue.requests == {"n": 5}
 
 
 def test_an_assignments_jobs_leave_together_and_the_rest_keeps_its_order():

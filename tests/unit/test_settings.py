@@ -57,6 +57,13 @@ def test_bad_durations_are_refused(text: object) -> None:
             "models: the model name 'm' stands twice",
         ),
         ("models: [{name: m, kind: vllm}]\n", "models.0.source: missing"),
+        ("models: [{name: m, kind: echo, replicas: 0}]\n", "models.0.replicas: 0: Input should be greater"),
+        ("models: [{name: m, kind: echo, replicas: {min: 1}}]\n", "models.0.replicas.max: missing"),
+        ("models: [{name: m, kind: echo, replicas: {min: 3, max: 2}}]\n", "replicas: min 3 is above max 2"),
+        (
+            "models: [{name: m, kind: echo, replicas: {min: 0, max: 2}}]\n",
+            "the model 'm' has replicas.min 0, which needs engine.idle_s above 0",
+        ),
         ("models: [{name: m, kind: magic}]\n", "magic"),
         (openai("[ftp://h]"), "models.0.urls: URL 1 must be http(s)://HOST[:PORT][/PATH]"),
         (openai("[http://h, 'http://']"), "models.0.urls: URL 2 must be http"),
@@ -144,3 +151,11 @@ def test_the_shipped_files_load(name: str) -> None:
 def test_sizes_take_units(tmp_path: Path) -> None:
     """1GiB is 2**30 bytes."""
     assert _load(tmp_path, ECHO + "spool: {min_free_bytes: 1GiB}\n").spool.min_free_bytes == 1 << 30
+
+
+@pytest.mark.parametrize(("replicas", "least", "most"), [("2", 2, 2), ("{min: 0, max: 3}", 0, 3)])
+def test_replicas_are_a_number_or_a_range(tmp_path: Path, replicas: str, least: int, most: int) -> None:
+    """0 is allowed where engines are ever stopped."""
+    text = f"models: [{{name: m, kind: echo, replicas: {replicas}}}]\nengine: {{idle_s: 5m}}\n"
+    (model,) = _load(tmp_path, text).models
+    assert (model.min_replicas, model.max_replicas) == (least, most)
