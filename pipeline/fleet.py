@@ -73,6 +73,7 @@ class _Member:
         pool: that it stands in; None where all pools use it.
         process: name of the process seen last; another one means a restart.
         start_s: what its engine took to start; None until it has.
+        is_up: whether its engine had started when the replica was heard last.
         starting: comes when its first start has ended, if `grow` began it; None afterwards.
         asked: the statistics that were asked for and have not come yet.
         asked_at: when, by the monotonic clock.
@@ -83,6 +84,7 @@ class _Member:
     pool: str | None = None
     process: str | None = None
     start_s: float | None = None
+    is_up: bool = False
     starting: Any = None
     asked: Any = None
     asked_at: float = 0.0
@@ -285,19 +287,12 @@ class Fleet:
 
         lost = placement.lost(self._apart, ray.nodes())
         # Of those that are stopped, or start for the first time, no run goes on that could need a pool.
-        up = [
-            team
-            for team in self._teams.values()
-            if any(member.start_s is not None for member in team.members)
-        ]
+        up = [team for team in self._teams.values() if any(member.is_up for member in team.members)]
         needed = up or [team for team in self._teams.values() if team.members]
         ready = {
             pool
             for pool in self._apart.keys() - lost
-            if all(
-                any(member.pool == pool and member.start_s is not None for member in team.members)
-                for team in needed
-            )
+            if all(any(member.pool == pool and member.is_up for member in team.members) for team in needed)
         }
         return placement.Pools(frozenset(ready), lost)
 
@@ -449,6 +444,7 @@ def _collect(team: _Team, done: set[Any], pools: Collection[str | None]) -> Mode
         if stats.start_s is not None and member.start_s != stats.start_s:
             team.start_seconds = stats.start_s
         member.process, member.start_s = stats.process, stats.start_s
+        member.is_up = stats.start_s is not None
         _log_outages(team.model.name, member.outages, stats.outages)
         member.outages = stats.outages
         up += stats.start_s is not None and not stats.is_away
@@ -489,5 +485,5 @@ def _stats_of(member: _Member) -> Any:
         return ray.get(asked)
     except (ray.exceptions.RayError, errors.PipelineError) as error:
         _log.debug("replica_down", extra={"reason": " ".join(str(error).split())[:200]})
-        member.start_s = None
+        member.is_up = False
         return None
