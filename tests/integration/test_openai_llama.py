@@ -1,4 +1,4 @@
-"""`kind: openai` against llama.cpp's own server, with a tiny model of random weights.
+"""`kind: openai` against the server of llama-cpp-python, with a tiny model of random weights.
 
 Runs where LLAMA_PYTHON names a Python with `llama-cpp-python[server]` and `gguf`, which batchd does not need.
 """
