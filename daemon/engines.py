@@ -19,8 +19,8 @@ from typing import Protocol
 
 from daemon import logs
 from pipeline import errors
-from pipeline.fleet import ModelState
 from pipeline.placement import Pools
+from pipeline.team import ModelState
 from scheduler.capacity import Capacity
 from scheduler.engines import Absence, Decision, Demand, Model, Team
 

@@ -14,7 +14,7 @@ from daemon import logs, metrics
 from daemon.held import ENDING, Held, Stage
 from daemon.progress import Progress
 from daemon.runs import Runs
-from pipeline.fleet import ModelState
+from pipeline.team import ModelState
 from scheduler import sla
 from scheduler.job import Job
 from spool import partial, parts

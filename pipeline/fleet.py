@@ -2,8 +2,8 @@
 
 Replicas belong to the process that started them and live as long as it does; Ray restarts those that die.
 A replica whose process says nothing for `responder.patience_s` is killed, so that Ray restarts it. `poll`
-never waits longer than POLL_S, and is what notices both. How Ray itself is started is in ray_start.py; it is
-imported inside functions only.
+never waits longer than POLL_S, and is what notices both. What replicas say is added up in team.py; how Ray
+itself is started is in ray_start.py, and it is imported inside functions only.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ import logging
 import shutil
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from config import settings
-from pipeline import errors, gate, leaving, placement, ray_start, ray_watch, responder, slices
-from spool.parts import Usage
+from pipeline import errors, gate, placement, ray_start, ray_watch, responder, slices
+from pipeline.team import Member, ModelState, Team, collect, started
 
 _log = logging.getLogger(__name__)
 
@@ -32,83 +30,12 @@ POLL_S = 1.0
 DEAF_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class ModelState:
-    """One model at the time of a poll.
-
-    Attributes:
-        replicas: in each pool that has its own, those that start included.
-        up: replicas whose engine has started, answered in time and is not away.
-        restarts: times a replica came back in a new process, since this fleet began.
-        start_seconds: of the replica that started last; None before the first.
-        inflight: requests in the engines.
-        durations: seconds per request since the last poll, at most 10,000 for each replica.
-        outcomes: requests answered since the last poll, by outcome.
-        usage: tokens of the completed ones since the last poll.
-        engines: what each replica's engine says of itself, see engine_stats; empty for one that says nothing.
-        leaving: replicas that are being stopped, and still have what they hold.
-        problem: why a start that `grow` began failed, since the last poll; None if none did.
-    """
-
-    model: str
-    replicas: int
-    up: int
-    restarts: int
-    start_seconds: float | None
-    inflight: int
-    durations: tuple[float, ...]
-    outcomes: dict[str, int]
-    usage: Usage
-    engines: tuple[dict[str, float], ...] = ()
-    leaving: int = 0
-    problem: str | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Member:
-    """A replica as the fleet knows it.
-
-    Attributes:
-        handle: of its actor.
-        pool: that it stands in; None where all pools use it.
-        process: name of the process seen last; another one means a restart.
-        start_s: what its engine took to start; None until it has.
-        is_up: whether its engine had started when the replica was heard last.
-        starting: comes when its first start has ended, if `grow` began it; None afterwards.
-        asked: the statistics that were asked for and have not come yet.
-        asked_at: when, by the monotonic clock.
-        outages: of its engine's servers, when it last said so.
-    """
-
-    handle: Any
-    pool: str | None = None
-    process: str | None = None
-    start_s: float | None = None
-    is_up: bool = False
-    starting: Any = None
-    asked: Any = None
-    asked_at: float = 0.0
-    restarts: int = 0
-    outages: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Team:
-    """The replicas of one model. Other threads read `members`, which is replaced and never changed."""
-
-    model: settings.ModelSettings
-    members: list[_Member] = field(default_factory=list)
-    leaving: leaving.Leaving = field(default_factory=leaving.Leaving)
-    start_seconds: float | None = None
-    problem: str | None = None
-
-
 class Fleet:
     """Ray and all replicas. `start_ray`, `start_engines` and `stop` belong to the main thread."""
 
     def __init__(self, configured: settings.Settings) -> None:
         self._settings = configured
-        self._teams = {model.name: _Team(model) for model in configured.models}
+        self._teams = {model.name: Team(model) for model in configured.models}
         self._session: Path | None = None
         self._watch: ray_watch.RayWatch | None = None
         self._polled_at = float("-inf")
@@ -155,7 +82,7 @@ class Fleet:
         """
         pools = self.places
         for name, team in self._teams.items():
-            self._sizes[name] = _gpus_for(team.model, pools)
+            self._sizes[name] = placement.gpus_for(team.model, pools)
         return {name: pools * each for name, each in self._sizes.items()}
 
     @property
@@ -182,7 +109,7 @@ class Fleet:
 
         from pipeline import data
 
-        waiting: dict[Any, _Team] = {}
+        waiting: dict[Any, Team] = {}
         self.sizes()
         for name, team in self._teams.items():
             for member in self._added(team, team.model.min_replicas if counts is None else counts[name]):
@@ -193,7 +120,7 @@ class Fleet:
             done, _ = ray.wait(list(waiting), num_returns=1)
             for ready in done:
                 team = waiting.pop(ready)
-                team.start_seconds = _started(team.model, ready)
+                team.start_seconds = started(team.model, ready)
 
     def grow(self, model: str, count: int) -> None:
         """Have a model get so many replicas, in each pool that has its own; returns at once.
@@ -202,10 +129,10 @@ class Fleet:
         """
         self._added(self._teams[model], count)
 
-    def _added(self, team: _Team, count: int) -> list[_Member]:
+    def _added(self, team: Team, count: int) -> list[Member]:
         from pipeline import replica
 
-        added: list[_Member] = []
+        added: list[Member] = []
         for pool, wanted in self._places():
             placed = {
                 "num_gpus": self._sizes[team.model.name],
@@ -213,7 +140,7 @@ class Fleet:
             }
             for _ in range(count - sum(member.pool == pool for member in team.members)):
                 handle = replica.create(team.model, self._settings.engine, placed)
-                added.append(_Member(handle, pool, starting=handle.ready.remote()))
+                added.append(Member(handle, pool, starting=handle.ready.remote()))
         team.members = [*team.members, *added]
         return added
 
@@ -223,7 +150,7 @@ class Fleet:
         Nothing may run in it: what was sent to a replica that ends is suspected of having killed it.
         """
         team = self._teams[model]
-        kept: list[_Member] = []
+        kept: list[Member] = []
         for pool, _ in self._places():
             members = [member for member in team.members if member.pool == pool]
             kept += sorted(members, key=lambda member: member.start_s is None)[:count]
@@ -234,7 +161,7 @@ class Fleet:
         return [*self._apart.items()] or [(None, {})]
 
     @staticmethod
-    def _dismiss(team: _Team, members: Sequence[_Member]) -> None:
+    def _dismiss(team: Team, members: Sequence[Member]) -> None:
         team.members = [member for member in team.members if member not in members]
         team.leaving.dismiss(member.handle for member in members)
 
@@ -259,7 +186,7 @@ class Fleet:
     def _all_handles(self) -> list[Any]:
         return [member.handle for team in self._teams.values() for member in team.members]
 
-    def _look_at_starts(self, team: _Team) -> None:
+    def _look_at_starts(self, team: Team) -> None:
         """Take in starts that have ended; Ray would repeat one that failed again and again."""
         import ray
 
@@ -268,7 +195,7 @@ class Fleet:
             if member.starting is None or not ray.wait([member.starting], timeout=0)[0]:
                 continue
             try:
-                team.start_seconds = _started(team.model, member.starting)
+                team.start_seconds = started(team.model, member.starting)
             except errors.EngineStartError as error:
                 team.problem = str(error)
                 self._dismiss(team, [member])
@@ -323,9 +250,9 @@ class Fleet:
                 if member.asked not in done:
                     self._restart_if_hung(team.model, member)
         pools = [pool for pool, _ in self._places()]
-        return [_collect(team, done, pools) for team in self._teams.values()]
+        return [collect(team, done, pools) for team in self._teams.values()]
 
-    def _restart_if_hung(self, model: settings.ModelSettings, member: _Member) -> None:
+    def _restart_if_hung(self, model: settings.ModelSettings, member: Member) -> None:
         """Kill a replica that has an engine and is silent; one that starts may take as long as it needs."""
         import ray
 
@@ -374,116 +301,3 @@ def _workers_for(configured: settings.Settings) -> int:
     pools = configured.scheduler.pools
     runs = pools.spot.capacity + pools.dedicated.capacity
     return min(MAX_WARM, _tasks_of_a_run(configured) * runs)
-
-
-def _gpus_for(model: settings.ModelSettings, pools: int) -> float:
-    """GPUs of one replica: what its parallelism asks for, 0 where Ray has none.
-
-    Args:
-        model: its settings.
-        pools: in each of which it has all of its replicas.
-
-    Raises:
-        EngineStartError: Ray has GPUs, but too few.
-    """
-    import ray
-
-    there = ray.cluster_resources().get("GPU", 0.0)
-    if not isinstance(model, settings.VllmModel) or not there:
-        return 0.0
-    arguments = model.engine_args
-    sizes = [arguments.get(f"{kind}_parallel_size") or 1 for kind in ("tensor", "pipeline", "data")]
-    each = float(sizes[0] * sizes[1] * sizes[2])
-    least = max(1, model.min_replicas)
-    if each * least * pools > there:
-        raise errors.EngineStartError(
-            f"model {model.name!r}: {least * pools} replicas of {each:g} GPUs each, "
-            f"but Ray has {there:g}: "
-            "set fewer replicas, or a smaller engine_args.tensor_parallel_size"
-        )
-    return each
-
-
-def _started(model: settings.ModelSettings, ready: Any) -> float:
-    """Seconds that a replica took to start.
-
-    Raises:
-        EngineStartError: it did not.
-    """
-    import ray
-
-    try:
-        seconds: float = ray.get(ready)
-        return seconds
-    except errors.EngineStartError as error:
-        # Ray's error carries the remote traceback; what the engine said is its cause.
-        said = getattr(error, "cause", None) or error
-        raise errors.EngineStartError(str(said)) from error
-    except ray.exceptions.RayError as error:
-        reason = " ".join(str(error).split())[:500]
-        raise errors.EngineStartError(
-            f"model {model.name!r}: its replica died while it started: {reason}"
-        ) from error
-
-
-def _collect(team: _Team, done: set[Any], pools: Collection[str | None]) -> ModelState:
-    """Add up what a model's replicas said."""
-    up = inflight = 0
-    durations: list[float] = []
-    outcomes: Counter[str] = Counter()
-    usage = Usage()
-    engines: list[dict[str, float]] = []
-    for member in team.members:
-        stats = _stats_of(member) if member.asked in done else None
-        engines.append(stats.engine if stats else {})
-        if stats is None:
-            continue
-        if member.process not in (None, stats.process):
-            member.restarts += 1
-            _log.warning("replica_restarted", extra={"model": team.model.name})
-        if stats.start_s is not None and member.start_s != stats.start_s:
-            team.start_seconds = stats.start_s
-        member.process, member.start_s = stats.process, stats.start_s
-        member.is_up = stats.start_s is not None
-        _log_outages(team.model.name, member.outages, stats.outages)
-        member.outages = stats.outages
-        up += stats.start_s is not None and not stats.is_away
-        inflight += stats.inflight
-        durations += stats.activity.durations
-        outcomes.update(stats.activity.outcomes)
-        usage = usage.plus(stats.activity.usage)
-    return ModelState(
-        model=team.model.name,
-        replicas=min(sum(member.pool == pool for member in team.members) for pool in pools),
-        up=up,
-        restarts=sum(member.restarts for member in team.members),
-        start_seconds=team.start_seconds,
-        inflight=inflight,
-        durations=tuple(durations),
-        outcomes=dict(outcomes),
-        usage=usage,
-        engines=tuple(engines),
-        leaving=len(team.leaving),
-        problem=team.problem,
-    )
-
-
-def _log_outages(model: str, before: dict[str, str], now: dict[str, str]) -> None:
-    """Say which servers get no requests any more, and which do again; a replica's own log is not shown."""
-    for url in now.keys() - before.keys():
-        _log.warning("server_down", extra={"model": model, "server": url, "reason": now[url]})
-    for url in before.keys() - now.keys():
-        _log.info("server_up", extra={"model": model, "server": url})
-
-
-def _stats_of(member: _Member) -> Any:
-    """The statistics that a replica sent; None if it is dead or its engine is."""
-    import ray
-
-    asked, member.asked = member.asked, None
-    try:
-        return ray.get(asked)
-    except (ray.exceptions.RayError, errors.PipelineError) as error:
-        _log.debug("replica_down", extra={"reason": " ".join(str(error).split())[:200]})
-        member.is_up = False
-        return None

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from config import settings
+from pipeline import errors
 
 # What an engine takes of a node's CPUs: nearly nothing, since Ray does not know what it computes; but a node
 # that has none gets no engine.
@@ -76,3 +77,31 @@ def lost(wanted: Mapping[str, Mapping[str, float]], nodes: Iterable[Mapping[str,
         for pool, asked in wanted.items()
         if not any(all(node.get(name, 0.0) >= amount for name, amount in asked.items()) for node in alive)
     )
+
+
+def gpus_for(model: settings.ModelSettings, pools: int) -> float:
+    """GPUs of one replica: what its parallelism asks for, 0 where Ray has none.
+
+    Args:
+        model: its settings.
+        pools: in each of which it has all of its replicas.
+
+    Raises:
+        EngineStartError: Ray has GPUs, but too few.
+    """
+    import ray
+
+    there = ray.cluster_resources().get("GPU", 0.0)
+    if not isinstance(model, settings.VllmModel) or not there:
+        return 0.0
+    arguments = model.engine_args
+    sizes = [arguments.get(f"{kind}_parallel_size") or 1 for kind in ("tensor", "pipeline", "data")]
+    each = float(sizes[0] * sizes[1] * sizes[2])
+    least = max(1, model.min_replicas)
+    if each * least * pools > there:
+        raise errors.EngineStartError(
+            f"model {model.name!r}: {least * pools} replicas of {each:g} GPUs each, "
+            f"but Ray has {there:g}: "
+            "set fewer replicas, or a smaller engine_args.tensor_parallel_size"
+        )
+    return each

@@ -29,9 +29,9 @@ from daemon.runs import Runs
 from daemon.watch import Watcher
 from daemon.workers import Workers
 from pipeline import errors
-from pipeline.fleet import ModelState
 from pipeline.placement import Pools
 from pipeline.run import Work
+from pipeline.team import ModelState
 from spool import control, create, lease, lines, parts, plan
 from spool.parts import Result, Usage
 

@@ -23,9 +23,9 @@ import orjson
 from config.settings import Settings
 from daemon import main, serve
 from pipeline import slices
-from pipeline.fleet import ModelState
 from pipeline.placement import Pools
 from pipeline.run import Work
+from pipeline.team import ModelState
 from spool import control, lines, parts, plan
 from spool.parts import Result, Usage
 

@@ -16,8 +16,8 @@ from daemon import hooks, lifecycle
 from daemon.closing import Closing
 from daemon.held import Stage
 from pipeline import errors, validate
-from pipeline.fleet import ModelState
 from pipeline.run import Work
+from pipeline.team import ModelState
 from scheduler.assign import SMALL_REQUESTS
 from scheduler.sla import Throughput
 from spool import attempts, control, parts, publish

@@ -22,7 +22,7 @@ import orjson
 import pytest
 
 from config import settings
-from pipeline import errors, fleet, gate, merge, priority, run, slices
+from pipeline import errors, fleet, gate, merge, priority, run, slices, team
 from spool import attempts, control, latency, parts, plan
 
 SHARD_LINES = 128
@@ -45,7 +45,7 @@ class Tally:
         self.outcomes: dict[str, Counter[str]] = {}
         self._fleet = polled
 
-    def poll(self, model: str) -> fleet.ModelState:
+    def poll(self, model: str) -> team.ModelState:
         states = self._fleet.poll()
         for state in states:
             self.outcomes.setdefault(state.model, Counter()).update(state.outcomes)

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from daemon import metrics, report
 from pipeline import engine_stats
-from pipeline.fleet import ModelState
+from pipeline.team import ModelState
 from spool.parts import Usage
 
 LABELS = ["model_name", "engine"]

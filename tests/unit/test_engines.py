@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from daemon import engines
-from pipeline.fleet import ModelState
 from pipeline.placement import Pools
+from pipeline.team import ModelState
 from scheduler.engines import Model
 from spool.parts import Usage
 
