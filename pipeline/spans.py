@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa  # type: ignore[import-untyped]  # has no types
+import pyarrow.compute  # type: ignore[import-untyped]  # what `take` would import in mid-merge
 
 Bytes = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.int64]

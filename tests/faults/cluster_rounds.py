@@ -16,10 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from examples.cluster import HEAD, Cluster
+from tests import daemons
 from tests.faults import judgement, tally
-from tests.faults.cluster_scene import LINES, QUICK, SPOT_AND_DEDICATED, ClusterScene
+from tests.faults.cluster_scene import END_LIMIT_S, LINES, QUICK, SPOT_AND_DEDICATED, ClusterScene
 
 CUT_OFF_S = 60.0
+SLOW_S = 0.25
 
 
 def kill_node(here: ClusterScene, answers: int) -> float:
@@ -47,6 +49,20 @@ def cut_off(here: ClusterScene, answers: int) -> float:
     while time.monotonic() < struck_at + CUT_OFF_S and not here.is_over():
         time.sleep(0.1)
     here.cluster.thaw("one")
+    return struck_at
+
+
+def slow_volume(here: ClusterScene, answers: int) -> float:
+    """Each fsync, rename, link, mkdir and unlink of the daemon and its tasks takes 0.25 s more."""
+    here.cluster.add("one")
+    here.cluster.add("two")
+    node = here.start(replicas=2)
+    here.drop("jan")
+    here.under_way("jan", answers)
+    here.drop("feb")
+    struck_at = time.monotonic()
+    with here.slow_disk(node, SLOW_S):
+        daemons.until(here.is_over, END_LIMIT_S, "the end of all batches")
     return struck_at
 
 
@@ -80,6 +96,7 @@ def restart_head(here: ClusterScene, answers: int) -> float:
 FAULTS: dict[str, Callable[[ClusterScene, int], float]] = {
     "kill -9 of a node": kill_node,
     "node cut off for a minute": cut_off,
+    "slow volume": slow_volume,
     "spot node lost": lose_spot,
     "head killed, all started again": restart_head,
 }

@@ -6,14 +6,16 @@ All nodes are processes of this machine, each with an address of its own (exampl
 
 from __future__ import annotations
 
+import contextlib
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from examples.cluster import HEAD, Cluster
 from spool import create
 from tests import daemons
-from tests.faults import judgement, oracle, traffic
+from tests.faults import judgement, oracle, slow_volume, traffic
 from tests.faults.nodes import Node
 from tests.faults.processes import all_processes
 
@@ -81,9 +83,10 @@ class ClusterScene:
         return self.done(name)
 
     def is_over(self) -> bool:
-        """Whether all that was dropped has ended."""
+        """Whether all that was dropped has ended, and is archived."""
         shown = [self.daemons[0].status(file.stem) for file in self.files]
-        return all(status and status.status in daemons.TERMINAL for status in shown)
+        is_told = all(status and status.status in daemons.TERMINAL for status in shown)
+        return is_told and not any((self.spool / "work").glob("*/batch_*"))
 
     def verdict(self) -> oracle.Verdict:
         """Wait for the end of all that was dropped, and judge it."""
@@ -91,6 +94,16 @@ class ClusterScene:
         found = judgement.judge(self.spool, self.files, set(), traffic.echoed)
         found.wrong += self.reader.problems
         return found
+
+    @contextlib.contextmanager
+    def slow_disk(self, node: Node, delay_s: float) -> Iterator[None]:
+        """Have each change of a file take longer, for a daemon and the tasks of its node."""
+        known = all_processes()
+        tasks = [pid for pid in self.cluster.pids(HEAD) if pid in known and "ray::" in known[pid].title]
+        trace = self._folder / "slow.trace"
+        with slow_volume.slowed([node.process.pid, *tasks], delay_s, trace):
+            yield
+        assert slow_volume.held_up(trace) > 0, "nothing was held up"
 
     def engines(self, name: str) -> int:
         """Replicas that stand on a node."""

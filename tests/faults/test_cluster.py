@@ -10,6 +10,7 @@ import pytest
 
 from examples.cluster import HEAD, Cluster
 from tests import daemons
+from tests.faults import slow_volume
 from tests.faults.cluster_scene import LINES, QUICK, SPOT_AND_DEDICATED, ClusterScene
 from tests.faults.nodes import Node
 
@@ -124,6 +125,19 @@ def test_a_node_that_is_cut_off_doubles_nothing(here: ClusterScene) -> None:
     here.cluster.thaw("one")
     here.drop("feb", lines=500)
     check(here)
+
+
+@pytest.mark.skipif(slow_volume.why_not() is not None, reason=str(slow_volume.why_not()))
+def test_a_slow_volume_costs_time_alone(here: ClusterScene) -> None:
+    """Whoever writes is held up; nobody takes that for a death."""
+    here.cluster.add("one")
+    node = here.start()
+    here.drop("jan", lines=1000)
+    here.under_way("jan", answers=1)
+    with here.slow_disk(node, 0.25):
+        check(here)
+    assert not node.events("requests_lost")
+    assert [event["attempt"] for event in node.events("batch_assigned")] == [1]
 
 
 def test_a_head_that_starts_again_loses_no_part(here: ClusterScene) -> None:

@@ -137,7 +137,9 @@ AS_NOBODY = """
 import json, os, sys
 from pathlib import Path
 sys.path.insert(0, {repository!r})
-from tests.loops import Daemon  # before, since this Python may not be readable for others
+# Before, since this Python may not be readable for others; the merge is what a daemon imports late.
+from pipeline import merge_results
+from tests.loops import Daemon
 os.setgroups([]); os.setgid({user}); os.setuid({user})
 daemon = Daemon(Path({folder!r}))
 {act}
