@@ -26,6 +26,9 @@ from spool.parts import Result, Usage
 
 _log = logging.getLogger(__name__)
 
+# Outcomes of a request that the engine answered; all others are codes of spool/codes.py.
+COMPLETED, FAILED = "completed", "failed"
+_NOTHING = Usage()
 # Durations kept between two polls; what is beyond is dropped, oldest first.
 MAX_DURATIONS = 10_000
 # Least and most seconds of silence after which an engine or a process counts as hung, see `patience_s`.
@@ -82,14 +85,15 @@ class Responder:
             EngineAwayError: the engine cannot answer now.
         """
         began = time.monotonic()
-        outcome, result = await self._ask(lines.request_key(batch_id, line), line, request)
+        outcome, usage, text = await self._ask(lines.request_key(batch_id, line), request)
         ended = time.monotonic()
-        if outcome == "completed":
-            self._answered_at = ended
         self._durations.append(ended - began)
         self._outcomes[outcome] += 1
-        self._usage = self._usage.plus(result.usage)
-        return result._replace(latency=latency.bucket(ended - began)) if result.ok else result
+        if outcome != COMPLETED:
+            return Result(line, False, usage, text)
+        self._answered_at = ended
+        self._usage = self._usage.plus(usage)
+        return Result(line, True, usage, text, latency=latency.bucket(ended - began))
 
     def take_activity(self) -> Activity:
         """What came of the requests since the last call."""
@@ -99,8 +103,8 @@ class Responder:
         self._usage = Usage()
         return activity
 
-    async def _ask(self, key: str, line: int, request: bytes) -> tuple[str, Result]:
-        """The outcome and the finished line of one request."""
+    async def _ask(self, key: str, request: bytes) -> tuple[str, Usage, bytes]:
+        """The outcome of one request, its tokens if it was completed, and its finished line."""
         custom_id = None
         limited = self._limit.begin() if self._limit else None
         try:
@@ -108,9 +112,8 @@ class Responder:
             custom_id = document["custom_id"]
             with limited or nullcontext():
                 answer = await self._engine.answer(document["url"], document["body"], key)
-            ok = answer.status_code == 200
             text = lines.response_line(key, custom_id, answer.status_code, _one_line(answer.body))
-            return "completed" if ok else "failed", Result(line, ok, answer.usage if ok else Usage(), text)
+            return (COMPLETED, answer.usage, text) if answer.status_code == 200 else (FAILED, _NOTHING, text)
         except (errors.EngineDeadError, errors.EngineAwayError):
             raise
         except Exception as error:  # noqa: BLE001 - an engine's mistake on one line must not lose its neighbours
@@ -125,7 +128,7 @@ class Responder:
                     f"no answer within {self._limits.request_timeout_s:g} s",
                 )
             text = lines.error_line(key, custom_id, code, message)
-            return str(code), Result(line, False, Usage(), text)
+            return str(code), _NOTHING, text
 
     async def _check_progress(self) -> None:
         """Return if it is the request that is slow, not the engine that stands still.
