@@ -38,7 +38,7 @@ def kill_node(here: ClusterScene, answers: int) -> float:
 
 
 def cut_off(here: ClusterScene, answers: int) -> float:
-    """A node hears and says nothing for a minute."""
+    """A node hears and says nothing for a minute, and is back in the middle of the next batch."""
     here.cluster.add("one")
     here.cluster.add("two")
     here.start(replicas=2)
@@ -46,8 +46,10 @@ def cut_off(here: ClusterScene, answers: int) -> float:
     here.under_way("jan", answers)
     here.cluster.freeze("one")
     struck_at = time.monotonic()
-    while time.monotonic() < struck_at + CUT_OFF_S and not here.is_over():
-        time.sleep(0.1)
+    daemons.until(here.is_over, CUT_OFF_S, "the end without the node")
+    time.sleep(struck_at + CUT_OFF_S - time.monotonic())
+    here.drop("feb")
+    here.under_way("feb", answers=1)
     here.cluster.thaw("one")
     return struck_at
 
