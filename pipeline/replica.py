@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from config import settings
 from pipeline import api_key, engine, engine_stats, errors, kinds
-from pipeline.gate import Gate, max_num_seqs, slots
+from pipeline.gate import Gate, slots
 from pipeline.reply import Reply
 from pipeline.responder import Activity, Responder
 from pipeline.tickets import Key, Tickets
@@ -228,7 +228,7 @@ class Replica:
             reason = f"model {self._name!r}: {type(error).__name__}: {error}"
             raise errors.EngineStartError(" ".join(reason.split())) from error
         self._engine = made
-        self._responder = Responder(self._name, made, self._limits, max_num_seqs(self._model))
+        self._responder = Responder(self._name, made, self._limits)
         self._start_s = time.monotonic() - began
 
     async def _answer(self, batch: str, batch_id: str, line: int, request: bytes, has_place: bool) -> Result:
