@@ -54,7 +54,7 @@ class Sizes:
     validate: int = 1_000_000
     order_cost: int = 10_000
     correct: int = 10_000
-    replicas: int = 12_800
+    replicas: int = 51_200
 
 
 FULL = Sizes(scale=(10_000, 100_000, 1_000_000, 5_000_000))
