@@ -1,9 +1,11 @@
-"""A slow volume: strace holds up the calls by which processes make files durable, move or remove them."""
+"""A slow volume: strace holds up the calls by which processes make files durable, move or remove them.
+
+Whether strace may do that here, disk_calls.why_not says.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
@@ -49,8 +51,3 @@ def slowed(pids: Sequence[int], delay_s: float, trace: Path) -> Iterator[None]:
 def held_up(trace: Path) -> int:
     """How many calls were."""
     return trace.read_text(errors="replace").count("(DELAYED)")
-
-
-def why_not() -> str | None:
-    """Why this cannot be done here; None if it can."""
-    return None if shutil.which("strace") else "strace is not installed (apt-get install strace)"

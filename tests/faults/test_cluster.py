@@ -10,7 +10,7 @@ import pytest
 
 from examples.cluster import HEAD, Cluster
 from tests import daemons
-from tests.faults import slow_volume
+from tests.faults import disk_calls
 from tests.faults.cluster_scene import LINES, QUICK, SPOT_AND_DEDICATED, ClusterScene
 from tests.faults.nodes import Node
 
@@ -127,7 +127,7 @@ def test_a_node_that_is_cut_off_doubles_nothing(here: ClusterScene) -> None:
     check(here)
 
 
-@pytest.mark.skipif(slow_volume.why_not() is not None, reason=str(slow_volume.why_not()))
+@pytest.mark.skipif(disk_calls.why_not() is not None, reason=str(disk_calls.why_not()))
 def test_a_slow_volume_costs_time_alone(here: ClusterScene) -> None:
     """Whoever writes is held up; nobody takes that for a death."""
     here.cluster.add("one")
