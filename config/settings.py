@@ -150,7 +150,9 @@ class SchedulerSettings(_Section):
 class EngineSettings(_Section):
     """How requests are sent to an engine."""
 
-    request_timeout_s: Seconds = Field(600, gt=0, description="Seconds one request may take.")
+    request_timeout_s: Seconds = Field(
+        600, gt=0, description="Seconds one request may take, from its turn in the engine on."
+    )
     max_attempts: int = Field(
         3, ge=1, description="Engines that a request may kill on its own before it fails."
     )

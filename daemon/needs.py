@@ -30,7 +30,7 @@ def _model(model: ModelSettings, engine: EngineSettings, size: float, pools: int
         idle=0 if is_fixed and engine.idle_s else model.min_replicas,
         least=max(1, model.min_replicas),
         most=model.max_replicas,
-        places=gate.slots(model) * pools,
+        places=gate.max_num_seqs(model) * pools,
         size=size,
     )
 

@@ -8,7 +8,7 @@ however often they were in bad company. What is known is made durable before a s
 (spool/attempts.py).
 
     One request that kills each time, n requests in the engine when it first does:
-    at most ceil(log8(n)) + max_attempts engines die                        n = 320, 3 attempts: 6
+    at most ceil(log8(n)) + max_attempts engines die                        n = 512, 3 attempts: 6
     Where the replica's process dies with its engine, nobody can tell what was in it: n is then all places of
     the engine, and what only waited for one is suspected as well.
 

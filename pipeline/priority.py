@@ -1,6 +1,6 @@
-"""Who gives way when processors are scarce: the workers that hand requests around, to engines that compute.
+"""Who gives way when processors are scarce: what hands requests around, to engines that compute.
 
-On a CPU, the threads of an engine compute a step together and wait for the last of them, so a worker that
+On a CPU, the threads of an engine compute a step together and wait for the last of them, so a process that
 takes one of their processors for an instant holds all of them up.
 """
 
@@ -10,7 +10,9 @@ import functools
 import os
 from contextlib import suppress
 
-# Weighs a ninth of an engine's 0; a worker with nobody before it is not slowed down.
+import psutil  # type: ignore[import-untyped]  # has no types
+
+# Weighs a ninth of an engine's 0; a process with nobody before it is not slowed down.
 NICENESS = 10
 
 
@@ -24,3 +26,28 @@ def give_way() -> None:
         with suppress(OSError):  # it ended meanwhile; or the operator chose a lower priority, which stays
             if os.getpriority(os.PRIO_PROCESS, int(thread)) < NICENESS:
                 os.setpriority(os.PRIO_PROCESS, int(thread), NICENESS)
+
+
+def leave_processors() -> None:
+    """Keep this process off the processors that its descendants are bound to, and have it give way to them.
+
+    On a CPU, vLLM binds the threads that compute to all processors but one, which is for everything else.
+    Linux does not know, and ran the handlers of requests, a quarter of all processor time where answers are
+    short, on any of them: computing took 14 % longer (measured 2026-11-30, 2 cores, with what else was mended
+    then).
+    Nothing happens where no descendant is bound, as on a GPU.
+    """
+    ours = os.sched_getaffinity(0)
+    taken: set[int] = set()
+    for descendant in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            for thread in descendant.threads():
+                if (bound := os.sched_getaffinity(thread.id)) < ours:
+                    taken |= bound
+    if not taken:
+        return
+    give_way()
+    if left := ours - taken:
+        for number in os.listdir("/proc/self/task"):
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(int(number), left)

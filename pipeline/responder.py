@@ -60,12 +60,19 @@ class Activity(NamedTuple):
 class Responder:
     """Answers requests by one engine that has started."""
 
-    def __init__(self, name: str, engine: Engine, limits: settings.EngineSettings) -> None:
-        """Answer by an engine, within limits; a Remote one keeps the time limit itself."""
+    def __init__(self, name: str, engine: Engine, limits: settings.EngineSettings, at_once: int) -> None:
+        """Answer by an engine.
+
+        Args:
+            name: of the model.
+            engine: that has started; a Remote one keeps the time limit itself.
+            limits: of one request.
+            at_once: requests that the engine computes at a time; the time of others does not run yet.
+        """
         self._name = name
         self._engine = engine
         self._limits = limits
-        self._limit = None if isinstance(engine, Remote) else TimeLimit(limits.request_timeout_s)
+        self._limit = None if isinstance(engine, Remote) else TimeLimit(limits.request_timeout_s, at_once)
         self._answered_at = float("-inf")
         self._probe: asyncio.Task[bool] | None = None
         self._durations: deque[float] = deque(maxlen=MAX_DURATIONS)

@@ -28,7 +28,7 @@ class Model:
         idle: replicas that it keeps when it had nothing to do for `idle_s`.
         least: replicas that it is to have as soon as there is something to do.
         most: replicas that it may have.
-        places: requests that a replica takes at a time.
+        places: requests that a replica computes at a time.
         size: GPUs of a replica; 0 takes no room.
     """
 

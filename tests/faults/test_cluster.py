@@ -17,7 +17,7 @@ from tests.faults.nodes import Node
 pytestmark = pytest.mark.timeout(240)
 
 # Requests in a replica at a time.
-PLACES = 320
+PLACES = 512
 
 
 @pytest.fixture(scope="module")

@@ -161,7 +161,7 @@ def test_the_lines_ends_of_an_answer_are_all_that_changes() -> None:
 
     async def scene() -> None:
         async with HttpServer(status(200, body)) as server, engine(server) as it:
-            result = await Responder("m", it, settings.EngineSettings()).answer("batch_b", 3, line("hi"))
+            result = await Responder("m", it, settings.EngineSettings(), 8).answer("batch_b", 3, line("hi"))
             assert result.ok
             assert (
                 b'"body":{"text":"\\u00e4\\r\\n",  "x":1.0E-2,"y":123456789012345678901234567890}}'
@@ -274,7 +274,7 @@ def test_what_is_of_no_use_is_tried_again_and_fails_in_the_end(
 
     async def scene() -> None:
         async with HttpServer(act) as server, engine(server) as it:
-            result = await Responder("m", it, settings.EngineSettings()).answer("batch_b", 3, line("hi"))
+            result = await Responder("m", it, settings.EngineSettings(), 8).answer("batch_b", 3, line("hi"))
             assert len(server.asked) == 3
             found = orjson.loads(result.text)
             message = f"no usable answer in 3 tries; last: {server.url} {reason}"
@@ -494,7 +494,7 @@ def test_a_request_that_takes_too_long_fails_with_its_time() -> None:
     async def scene() -> None:
         async with HttpServer(hold) as server, engine(server, time_s=0.1) as it:
             limits = settings.EngineSettings(request_timeout_s=0.1)
-            result = await Responder("m", it, limits).answer("batch_b", 3, line("hi"))
+            result = await Responder("m", it, limits, 8).answer("batch_b", 3, line("hi"))
             found = orjson.loads(result.text)
             assert found["error"] == {"code": "request_timeout", "message": "no answer within 0.1 s"}
             assert len(server.asked) == 1

@@ -26,8 +26,8 @@ from tests.integration import test_run as runs
 
 LATENCY_S = 0.05
 ATTEMPTS = 2
-# What pipeline/calls.py promises for one poison: an eighth after each death, of all 320 places of an engine.
-NARROWING, PLACES = 8, 320
+# What pipeline/calls.py promises for one poison: an eighth after each death, of all 512 places of an engine.
+NARROWING, PLACES = 8, 512
 MOST = math.ceil(math.log(PLACES, NARROWING)) + ATTEMPTS
 Reached = Callable[[Path, int], int]
 MODELS: tuple[dict[str, Any], ...] = ({"name": "fragile", "kind": "echo", "latency_s": LATENCY_S},)

@@ -496,7 +496,7 @@ def test_reading_and_answering_is_one_task(started: fleet.Fleet, tmp_path: Path)
 
     batch = make_batch(tmp_path, "fused", "fast", 5 * SHARD_LINES)
     tasks = list(slices.dealt(list(slices.bundled(slices.pending(batch, 1), SHARD_LINES)), 2))
-    route = calls.Route(started.handles("fast"), 320, 3)
+    route = calls.Route(started.handles("fast"), 512, 3)
     done = data.steps(tasks, route, 2, False).materialize()
     assert re.findall(r"^Operator \d+ (\S+):", done.stats(), re.MULTILINE) == [
         "ReadShardSource->MapBatches(answer)"

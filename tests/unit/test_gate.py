@@ -100,16 +100,16 @@ def test_a_cancel_of_the_first_lets_in_those_behind() -> None:
 @pytest.mark.parametrize(
     ("engine_args", "computed", "places"),
     [
-        ({}, 256, 320),
-        ({"max_num_seqs": 64}, 64, 80),
+        ({}, 256, 512),
+        ({"max_num_seqs": 64}, 64, 128),
         ({"max_num_seqs": 1}, 1, 8),
-        ({"max_num_seqs": "x"}, 256, 320),
+        ({"max_num_seqs": "x"}, 256, 512),
     ],
 )
-def test_there_are_a_few_more_places_than_are_computed_at_once(
+def test_there_are_twice_as_many_places_as_are_computed_at_once(
     engine_args: dict[str, object], computed: int, places: int
 ) -> None:
-    """max_num_seqs of the engine's arguments, or vLLM's default for offline work, and a quarter more."""
+    """max_num_seqs of the engine's arguments, or vLLM's default for offline work, twice."""
     model = settings.VllmModel(name="m", kind="vllm", source="m", engine_args=engine_args)
     assert (gate.max_num_seqs(model), gate.slots(model)) == (computed, places)
 
@@ -117,4 +117,4 @@ def test_there_are_a_few_more_places_than_are_computed_at_once(
 def test_servers_elsewhere_have_a_limit_each() -> None:
     urls = ("http://a", "http://b")
     model = settings.OpenAIModel(name="m", kind="openai", urls=urls, max_concurrency=100)
-    assert (gate.max_num_seqs(model), gate.slots(model)) == (200, 250)
+    assert (gate.max_num_seqs(model), gate.slots(model)) == (200, 400)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+
+import pytest
 
 from pipeline import priority
 
@@ -36,3 +39,53 @@ def test_all_threads_of_a_process_give_way() -> None:
         [sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=True, timeout=60
     )
     assert said.stdout == f"{{{priority.NICENESS}}}\n"
+
+
+# Starts an engine for each argument, bound to these processors; each is the child of a child.
+_OWNER = """
+import os, subprocess, sys, threading
+from pipeline import priority
+bind = "import os, sys; os.sched_setaffinity(0, map(int, sys.argv[1].split()))"
+engine = bind + "; print(flush=True); sys.stdin.read()"
+for processors in sys.argv[1:]:
+    words = ["sh", "-c", '"$@"; true', "sh", sys.executable, "-c", engine, processors]
+    child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child.stdout.readline()
+stop = threading.Event()
+threading.Thread(target=stop.wait).start()
+priority.leave_processors()
+threads = [int(number) for number in os.listdir("/proc/self/task")]
+print({os.getpriority(os.PRIO_PROCESS, number) for number in threads},
+      {tuple(sorted(os.sched_getaffinity(number))) for number in threads})
+stop.set()
+"""
+
+
+def _after_start_of_engines(*bound: list[int]) -> str:
+    said = subprocess.run(
+        [sys.executable, "-c", _OWNER, *(" ".join(map(str, each)) for each in bound)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return said.stdout.strip()
+
+
+def test_the_owner_of_an_engine_leaves_it_its_processors() -> None:
+    first, *others = sorted(os.sched_getaffinity(0))
+    if not others:
+        pytest.skip("needs two processors")
+    assert _after_start_of_engines([first]) == f"{{{priority.NICENESS}}} {{{tuple(others)}}}"
+
+
+def test_the_owner_of_an_engine_on_all_processors_gives_way_alone() -> None:
+    ours = sorted(os.sched_getaffinity(0))
+    if len(ours) == 1:
+        pytest.skip("needs two processors")
+    assert _after_start_of_engines(*([each] for each in ours)) == f"{{{priority.NICENESS}}} {{{tuple(ours)}}}"
+
+
+def test_the_owner_of_an_engine_that_is_not_bound_stays_as_it_is() -> None:
+    ours = sorted(os.sched_getaffinity(0))
+    assert _after_start_of_engines(ours) == f"{{{os.getpriority(os.PRIO_PROCESS, 0)}}} {{{tuple(ours)}}}"

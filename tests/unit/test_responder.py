@@ -46,7 +46,7 @@ def request(custom_id: str = "a", **body: Any) -> bytes:
 
 
 def make(act: Act, **limits: Any) -> Responder:
-    return Responder("m", Scripted(act), settings.EngineSettings(**limits))
+    return Responder("m", Scripted(act), settings.EngineSettings(**limits), 8)
 
 
 def answered(responder: Responder, line: bytes) -> tuple[Result, Any, Activity]:
@@ -173,7 +173,7 @@ def test_an_engine_of_servers_elsewhere_keeps_the_time_limit_itself() -> None:
         raise TimeoutError
 
     engine = Elsewhere(act)
-    it = Responder("m", engine, settings.EngineSettings(request_timeout_s=0.01))
+    it = Responder("m", engine, settings.EngineSettings(request_timeout_s=0.01), 8)
     _, line, activity = answered(it, request())
     assert line["error"] == {"code": "request_timeout", "message": "no answer within 0.01 s"}
     assert activity.outcomes == {"request_timeout": 1} and len(engine.asked) == 1
@@ -189,7 +189,7 @@ def test_a_slow_request_fails_where_a_small_one_is_answered() -> None:
         return Answer(200 if url == "/score" else 404, b"{}", Usage())
 
     engine = Scripted(act)
-    it = Responder("m", engine, settings.EngineSettings(request_timeout_s=0.01))
+    it = Responder("m", engine, settings.EngineSettings(request_timeout_s=0.01), 8)
     result, line, activity = answered(it, request(slow=True))
     assert not result.ok
     assert line["error"] == {"code": "request_timeout", "message": "no answer within 0.01 s"}
@@ -206,7 +206,7 @@ def test_an_engine_that_answers_nothing_stands_still() -> None:
         raise AssertionError
 
     engine = Scripted(act)
-    it = Responder("m", engine, settings.EngineSettings(request_timeout_s=0.01))
+    it = Responder("m", engine, settings.EngineSettings(request_timeout_s=0.01), 8)
 
     async def ask_twice() -> list[Any]:
         asked = (it.answer("batch_x", line, request()) for line in (1, 2))
