@@ -61,11 +61,13 @@ class Route(NamedTuple):
         replicas: actor handles.
         places: requests in a replica's engine at a time.
         max_attempts: engines that a request may kill on its own before it fails.
+        run: names the run; no other has this name.
     """
 
     replicas: list[Any]
     places: int
     max_attempts: int
+    run: str
 
 
 def answer_all(calls: Sequence[Call]) -> None:
@@ -111,13 +113,19 @@ class Call:
     """
 
     def __init__(
-        self, key: tuple[str, int, int], home: int, requests: list[tuple[int, bytes]], route: Route
+        self,
+        key: tuple[str, int, int],
+        home: int,
+        rank: int,
+        requests: list[tuple[int, bytes]],
+        route: Route,
     ) -> None:
         """Ask at once.
 
         Args:
             key: the batch's folder, the shard, the attempt.
             home: index of the replica that is asked first.
+            rank: how many of the run's requests to that replica come before these.
             requests: index among the file's requests, and the line of input.jsonl.
             route: where they may go.
         """
@@ -129,6 +137,7 @@ class Call:
         self._suspects = attempts.read(Path(self.batch), self.shard)
         self._route = route
         self._turn = home
+        self._rank = rank
         self._chunk: list[int] = []
         self._company = route.places
         self._is_sent = False
@@ -176,7 +185,14 @@ class Call:
         requests = [self._open[line] for line in self._chunk]
         has_places = self._chunk[0] in self._suspects
         self.asked = self._replica.infer.remote(
-            self.batch, self.shard, self.batch_id, self._chunk, requests, has_places
+            self.batch,
+            self.shard,
+            self.batch_id,
+            self._chunk,
+            requests,
+            self._route.run,
+            self._rank,
+            has_places,
         )
 
     def go_on(self) -> None:

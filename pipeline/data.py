@@ -6,7 +6,7 @@ parts first, so that no line is doubled. How requests reach an engine, and what 
 is in pipeline/calls.py. Imported only inside functions, because it imports ray at the top.
 
 Columns of a row between reading and answering, all of them lists without nulls; an item for each shard:
-    batch string, shard int64, attempt int64, home int64, requests int64 (how many of them come next)
+    batch string, shard int64, attempt int64, home int64, rank int64, and requests int64, how many come next
 and an item for each request that has no result yet, shard by shard:
     line int64, leader int64 (the line whose answer it takes, mostly itself), request large_binary (a line of
     input.jsonl)
@@ -44,7 +44,10 @@ _log = logging.getLogger(__name__)
 # A slow machine starts without them.
 WARM_S = 15.0
 
-_SHARDS = {"batch": pa.string(), **dict.fromkeys(("shard", "attempt", "home", "requests"), pa.int64())}
+_SHARDS = {
+    "batch": pa.string(),
+    **dict.fromkeys(("shard", "attempt", "home", "rank", "requests"), pa.int64()),
+}
 _REQUESTS = {"line": pa.int64(), "leader": pa.int64(), "request": pa.large_binary()}
 
 
@@ -189,7 +192,7 @@ def read(bundles: Iterable[Bundle], is_deduping: bool = False) -> Iterator[pa.Ta
         ValueError: the batch's files are damaged.
     """
     for bundle in bundles:
-        shards: list[tuple[str, int, int, int, int]] = []
+        shards: list[tuple[str, int, int, int, int, int]] = []
         rows: list[tuple[int, int, bytes]] = []
         for part in bundle:
             if control.must_stop(part.batch):
@@ -204,7 +207,8 @@ def read(bundles: Iterable[Bundle], is_deduping: bool = False) -> Iterator[pa.Ta
             # Twins that have no result yet follow the first of them that has none either.
             has_twins = part.shard.distinct is not None and part.shard.distinct < part.shard.lines
             leaders = twins.leaders(requests) if has_twins and is_deduping else [line for line, _ in requests]
-            shards.append((str(part.batch), part.shard.index, part.attempt, part.home, len(requests)))
+            name = str(part.batch)
+            shards.append((name, part.shard.index, part.attempt, part.home, part.rank, len(requests)))
             rows += [
                 (line, leader, request) for (line, request), leader in zip(requests, leaders, strict=True)
             ]
@@ -245,7 +249,7 @@ def answer(table: pa.Table, route: calls.Route) -> pa.Table:
         OSError: a part cannot be written, such as on a full disk.
     """
     priority.give_way()
-    waiting = [_Waiting(key, home, rows, route) for key, home, rows in _by_shard(table)]
+    waiting = [_Waiting(*shard, route) for shard in _by_shard(table)]
     calls.answer_all([each.call for each in waiting])
     for each in waiting:
         batch, shard, attempt = each.key
@@ -266,6 +270,7 @@ class _Waiting:
         self,
         key: tuple[str, int, int],
         home: int,
+        rank: int,
         rows: list[tuple[int, int, bytes]],
         route: calls.Route,
     ) -> None:
@@ -275,7 +280,7 @@ class _Waiting:
         for line, leader, request in rows:
             if line != leader:
                 self._followers.setdefault(leader, []).append((line, request))
-        self.call = calls.Call(key, home, list(self._leaders.items()), route)
+        self.call = calls.Call(key, home, rank, list(self._leaders.items()), route)
 
     def results(self) -> Iterator[Result]:
         """What the call brought, and the same for the twins."""
@@ -285,11 +290,14 @@ class _Waiting:
                 yield from twins.share(result, self.call.batch_id, self._leaders[line], followers)
 
 
-def _by_shard(table: pa.Table) -> Iterator[tuple[tuple[str, int, int], int, list[tuple[int, int, bytes]]]]:
+def _by_shard(
+    table: pa.Table,
+) -> Iterator[tuple[tuple[str, int, int], int, int, list[tuple[int, int, bytes]]]]:
+    """Key, home and rank of each shard, and its requests."""
     rows = _to_rows(table, _REQUESTS)
-    for *key, home, requests in _to_rows(table, _SHARDS):
+    for *key, home, rank, requests in _to_rows(table, _SHARDS):
         if requests:
-            yield tuple(key), home, list(itertools.islice(rows, requests))
+            yield tuple(key), home, rank, list(itertools.islice(rows, requests))
 
 
 def _linger(replicas: list[Any]) -> int:

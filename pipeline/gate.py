@@ -1,24 +1,31 @@
-"""A gate: the places in one engine, how many there are and who gets them, in order of arrival.
+"""A gate: the places in one engine, how many there are, who gets them and in which order.
 
 Pure asyncio on one event loop. Whoever waits may be cancelled; whoever got in gives the place back itself.
 
-Limits: two runs of one model share an engine fairly only by shard, not by request; whoever has to be alone
-lets the engine run empty first.
+Limits: whoever has to be alone lets the engine run empty first.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+import heapq
+import itertools
+from collections import Counter
 
 from config import settings
 
 # vLLM runs 128 requests at a time where nothing else is said, 256 in its offline mode (0.32, arg_utils.py).
 DEFAULT_MAX_NUM_SEQS = 256
+# Runs whose beginning is remembered; one that is forgotten begins anew.
+MOST_RUNS = 256
 
 
 class Gate:
-    """The places in an engine, given in order of arrival.
+    """The places in an engine, given by turns.
+
+    Tasks of one run arrive as they happen to be ready, but are let in as their run has ordered them, so that
+    long work which is to begin first does. Between runs that is fair (start-time fair queueing, Goyal et al.,
+    SIGCOMM 1996): a run begins where the others are by then, and each gets as many requests in as another.
 
     A request says how many may be in the engine at a time while it is, itself included: all `places` of them,
     or fewer if it is suspected of killing engines.
@@ -28,22 +35,41 @@ class Gate:
         self.places = places
         self._taken: Counter[int] = Counter()  # places by the company that their holders bear
         self._inside = 0
-        self._queue: deque[tuple[int, int, asyncio.Future[None]]] = deque()
+        self._now = 0  # the turn of whoever was let in last
+        self._begins: dict[str, int] = {}
+        self._arrivals = itertools.count()
+        self._queue: list[
+            tuple[int, int, int, int, asyncio.Future[None]]
+        ] = []  # a heap: turn and arrival first
 
-    def try_enter(self, company: int, count: int = 1) -> bool:
+    def turn(self, run: str, rank: int) -> int:
+        """The turn of a request.
+
+        Args:
+            run: names its run.
+            rank: how many of the run's requests to this engine come before it.
+        """
+        if run not in self._begins:
+            if len(self._begins) >= MOST_RUNS:
+                del self._begins[next(iter(self._begins))]
+            self._begins[run] = self._now - rank
+        return self._begins[run] + rank
+
+    def try_enter(self, company: int, count: int = 1, turn: int | None = None) -> bool:
         """Take some places if that needs no wait; False, and nothing is taken, if it does."""
         assert 0 < count <= company <= self.places
         if self._queue or not self._has_room(company, count):
             return False
-        self._take(company, count)
+        self._take(company, count, self._now if turn is None else turn)
         return True
 
-    async def enter(self, company: int, count: int = 1) -> None:
-        """Wait for some places at once; each is to be given back by `leave`."""
-        if self.try_enter(company, count):
+    async def enter(self, company: int, count: int = 1, turn: int | None = None) -> None:
+        """Wait for some places at once; each is to be given back by `leave`. Without a turn, it is now."""
+        if self.try_enter(company, count, turn):
             return
         admitted = asyncio.get_running_loop().create_future()
-        self._queue.append((company, count, admitted))
+        turn = self._now if turn is None else turn
+        heapq.heappush(self._queue, (turn, next(self._arrivals), company, count, admitted))
         try:
             await admitted
         except asyncio.CancelledError:
@@ -66,20 +92,21 @@ class Gate:
     def _has_room(self, company: int, count: int) -> bool:
         return self._inside + count <= min(company, *self._taken, self.places)
 
-    def _take(self, company: int, count: int) -> None:
+    def _take(self, company: int, count: int, turn: int) -> None:
+        self._now = max(self._now, turn)
         self._inside += count
         self._taken[company] += count
 
     def _admit(self) -> None:
         """Let in who is next; those behind wait, so that nobody waits for ever."""
         while self._queue:
-            company, count, admitted = self._queue[0]
+            turn, _, company, count, admitted = self._queue[0]
             if not admitted.done():
                 if not self._has_room(company, count):
                     return
-                self._take(company, count)
+                self._take(company, count, turn)
                 admitted.set_result(None)
-            self._queue.popleft()
+            heapq.heappop(self._queue)
 
 
 def slots(model: settings.ModelSettings) -> int:

@@ -134,6 +134,8 @@ class Replica:
         batch_id: str,
         lines: list[int],
         requests: list[bytes],
+        run: str,
+        rank: int,
         has_places: bool = False,
     ) -> Reply:
         """Answer requests of one shard, all at once as far as there are places.
@@ -147,6 +149,8 @@ class Replica:
             batch_id: names the requests in the answers.
             lines: index of each request among the file's.
             requests: each as its line of input.jsonl. Pairs would be pickled one by one, 1 us more for each.
+            run: names the run.
+            rank: how many of the run's requests to this replica come before these.
             has_places: they have places from `enter`; nothing is tried if those were given up meanwhile.
 
         Raises:
@@ -160,7 +164,8 @@ class Replica:
         await self._cancel_running([key])
         begin = asyncio.get_running_loop().create_task
         pairs = zip(lines, requests, strict=True)
-        tasks = [begin(self._answer(batch, batch_id, *pair, has_places)) for pair in pairs]
+        turn = None if has_places else self._gate.turn(run, rank)
+        tasks = [begin(self._answer(batch, batch_id, *pair, turn)) for pair in pairs]
         if ticket:
             for task in tasks:  # also of a task that is cancelled before it begins
                 task.add_done_callback(lambda _: self._gate.leave(ticket.company))
@@ -237,17 +242,17 @@ class Replica:
         self._responder = Responder(self._name, made, self._limits, max_num_seqs(self._model))
         self._start_s = time.monotonic() - began
 
-    async def _answer(self, batch: str, batch_id: str, line: int, request: bytes, has_place: bool) -> Result:
-        """One finished line, in a place of the caller's or one of its own.
+    async def _answer(self, batch: str, batch_id: str, line: int, request: bytes, turn: int | None) -> Result:
+        """One finished line, in a place that its turn brings, or without one in a place of the caller's.
 
         Raises:
             EngineDeadError, EngineAwayError: the engine has none, and nothing else raises.
         """
-        if has_place:
+        if turn is None:
             return await self._answer_inside(batch, batch_id, line, request)
         gate = self._gate
-        if not gate.try_enter(gate.places):
-            await gate.enter(gate.places)
+        if not gate.try_enter(gate.places, turn=turn):
+            await gate.enter(gate.places, turn=turn)
         try:
             return await self._answer_inside(batch, batch_id, line, request)
         finally:

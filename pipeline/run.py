@@ -14,6 +14,7 @@ Limits: the driver keeps an entry for each unfinished shard.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,8 @@ def run(
     from pipeline import calls, data
 
     chosen = configured.model_named(model)
-    route = calls.Route(fleet.handles(model, pool), gate.slots(chosen), configured.engine.max_attempts)
+    attempts = configured.engine.max_attempts
+    route = calls.Route(fleet.handles(model, pool), gate.slots(chosen), attempts, os.urandom(8).hex())
     shape = slices.shape(gate.max_num_seqs(chosen), len(route.replicas))
     try:
         bundles = list(slices.bundled(slices.spread(_pending(works), len(route.replicas)), shape.lines))

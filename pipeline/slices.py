@@ -69,6 +69,7 @@ class Slice(NamedTuple):
         attempt: number of the run, from 1.
         missing: requests without a result, when this was made.
         home: index of the replica that it is sent to first.
+        rank: how many requests of the run that replica gets before it, at most.
     """
 
     batch: Path
@@ -76,6 +77,7 @@ class Slice(NamedTuple):
     shard: plan.Shard
     missing: int
     home: int = 0
+    rank: int = 0
 
     @property
     def load(self) -> int:
@@ -102,7 +104,7 @@ def pending(batch: Path, attempt: int) -> list[Slice]:
 
 
 def spread(slices: Iterable[Slice], replicas: int) -> list[Slice]:
-    """Give each slice its home, those of one group the same, and have the replicas take turns.
+    """Give each slice its home and rank, those of one group one home, and have the replicas take turns.
 
     Each replica gets its slices in their order, and however far a run is, all have had about as much to do.
     """
@@ -114,7 +116,7 @@ def spread(slices: Iterable[Slice], replicas: int) -> list[Slice]:
         if group is None or group != last:
             home = loads.index(min(loads))
         last = group
-        queues[home].append((loads[home], home, each._replace(home=home)))
+        queues[home].append((loads[home], home, each._replace(home=home, rank=loads[home])))
         loads[home] += each.load
     return [each for _, _, each in heapq.merge(*queues, key=lambda entry: entry[:2])]
 
@@ -139,7 +141,8 @@ def dealt(bundles: Sequence[Bundle], tasks: int) -> Iterator[list[Bundle]]:
 
     A task costs Ray Data tens of milliseconds, so a task gets many bundles; but with half of what is left
     dealt out in each round, those of the last rounds are short, and no task is left alone with much work.
-    Bundles are dealt like cards, so that what stands first runs first, whichever task has it.
+    Bundles are dealt like cards, so that what stands first runs first, whichever task has it; after the first
+    time in reverse, since whoever has the first ones, the longest, should get the fewest.
 
     Args:
         bundles: in the order in which they should run.
@@ -151,4 +154,4 @@ def dealt(bundles: Sequence[Bundle], tasks: int) -> Iterator[list[Bundle]]:
         round_ = bundles[begin : begin + count]
         begin += count
         for task in range(min(tasks, len(round_))):
-            yield list(round_[task::tasks])
+            yield [round_[task], *round_[2 * tasks - 1 - task :: tasks]]

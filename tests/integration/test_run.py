@@ -481,7 +481,7 @@ def test_a_request_that_takes_too_long_fails_alone(started: fleet.Fleet, tmp_pat
     handle = replica.create(model, settings.EngineSettings(request_timeout_s=0.1))
     try:
         requests = [request("late", "a", "late"), b"no JSON"]
-        reply = ray.get(handle.infer.remote("batch", 0, "batch_x", [0, 1], requests))
+        reply = ray.get(handle.infer.remote("batch", 0, "batch_x", [0, 1], requests, "a run", 0))
         answers = [json.loads(result.text) for result in reply.results]
         assert answers[0]["custom_id"] == "a"
         assert answers[0]["error"] == {"code": "request_timeout", "message": "no answer within 0.1 s"}
@@ -496,7 +496,7 @@ def test_reading_and_answering_is_one_task(started: fleet.Fleet, tmp_path: Path)
 
     batch = make_batch(tmp_path, "fused", "fast", 5 * SHARD_LINES)
     tasks = list(slices.dealt(list(slices.bundled(slices.pending(batch, 1), SHARD_LINES)), 2))
-    route = calls.Route(started.handles("fast"), 512, 3)
+    route = calls.Route(started.handles("fast"), 512, 3, "a run")
     done = data.steps(tasks, route, 2, False).materialize()
     assert re.findall(r"^Operator \d+ (\S+):", done.stats(), re.MULTILINE) == [
         "ReadShardSource->MapBatches(answer)"

@@ -28,6 +28,7 @@ def homes(spread: list[slices.Slice]) -> dict[int, int]:
 def test_without_groups_shards_take_turns() -> None:
     spread = slices.spread([piece(n) for n in range(7)], 3)
     assert [each.shard.index for each in spread] == list(range(7))
+    assert [each.rank for each in spread] == [0, 0, 0, 128, 128, 128, 256]
     assert [each.home for each in spread] == [0, 1, 2, 0, 1, 2, 0]
 
 
@@ -124,6 +125,13 @@ def test_what_stands_first_runs_first(tasks: int) -> None:
     assert [task[0][0].shard.index for task in dealt[:tasks]] == list(range(tasks))
     firsts = [task[0][0].shard.index for task in dealt]
     assert firsts == sorted(firsts)
+
+
+def test_whoever_has_the_first_gets_the_fewest() -> None:
+    """They take longest, and whatever the same task has must wait for them."""
+    dealt = list(slices.dealt(_bundles(20), 4))
+    indices = [[bundle[0].shard.index for bundle in task] for task in dealt]
+    assert indices[:4] == [[0, 7], [1, 6], [2, 5, 9], [3, 4, 8]]
 
 
 def test_the_last_tasks_are_short() -> None:
