@@ -106,6 +106,10 @@ class EchoEngine:
     def _death(self) -> errors.EngineDeadError:
         return errors.EngineDeadError(f"model {self._name!r}: the echo engine is not running")
 
+    def computed_at(self) -> float:
+        """See Engine."""
+        return float("-inf")
+
     async def stop(self) -> None:
         """See Engine."""
         self._running = False

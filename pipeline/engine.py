@@ -80,6 +80,10 @@ class Engine(Protocol):
         """
         ...
 
+    def computed_at(self) -> float:
+        """When it last computed something, monotonic seconds; -inf where only its answers tell."""
+        ...
+
     async def stop(self) -> None:
         """Free everything the engine holds, its processes too. May be called twice, or before start."""
         ...

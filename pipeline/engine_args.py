@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from config import settings
-from pipeline import errors
+from pipeline import errors, gate
 
 # Engine arguments that batchd sets itself, and where they come from.
 _OWN_ARGS = {
@@ -102,6 +102,8 @@ def _defaults(given: dict[str, Any], is_cpu: bool) -> dict[str, Any]:
         "enable_prompt_tokens_details": True,
         "disable_log_stats": not given.get("enable_per_request_metrics", False),
     }
+    if not isinstance(given.get("max_num_batched_tokens"), int):  # else vLLM wants it to be no less
+        defaults["max_num_seqs"] = gate.DEFAULT_MAX_NUM_SEQS
     sized = "gpu_memory_utilization" in given or "VLLM_CPU_KVCACHE_SPACE" in os.environ
     if is_cpu and not sized:
         # Else vLLM wants 92 % of the machine's memory to be free, and takes it.

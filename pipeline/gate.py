@@ -14,18 +14,17 @@ from collections import Counter
 
 from config import settings
 
-# vLLM runs 128 requests at a time where nothing else is said, 256 in its offline mode (0.32, arg_utils.py).
+# What pipeline/engine_args.py says where the settings do not: vLLM's default for offline work. As it is used
+# here, it would take 128 (0.32, arg_utils.py).
 DEFAULT_MAX_NUM_SEQS = 256
-# Runs whose beginning is remembered; one that is forgotten begins anew.
-MOST_RUNS = 256
 
 
 class Gate:
-    """The places in an engine, given by turns.
+    """The places in an engine, given to runs in turn, and within a run by rank.
 
     Tasks of one run arrive as they happen to be ready, but are let in as their run has ordered them, so that
-    long work which is to begin first does. Between runs that is fair (start-time fair queueing, Goyal et al.,
-    SIGCOMM 1996): a run begins where the others are by then, and each gets as many requests in as another.
+    long work which is to begin first does. Each run that has somebody waiting gets as many in as another,
+    whatever their sizes.
 
     A request says how many may be in the engine at a time while it is, itself included: all `places` of them,
     or fewer if it is suspected of killing engines.
@@ -35,41 +34,32 @@ class Gate:
         self.places = places
         self._taken: Counter[int] = Counter()  # places by the company that their holders bear
         self._inside = 0
-        self._now = 0  # the turn of whoever was let in last
-        self._begins: dict[str, int] = {}
         self._arrivals = itertools.count()
-        self._queue: list[
-            tuple[int, int, int, int, asyncio.Future[None]]
-        ] = []  # a heap: turn and arrival first
+        # By run, the one whose turn it is first: heaps of rank, arrival, company, count and who is told.
+        self._waiting: dict[str, list[tuple[int, int, int, int, asyncio.Future[None]]]] = {}
 
-    def turn(self, run: str, rank: int) -> int:
-        """The turn of a request.
-
-        Args:
-            run: names its run.
-            rank: how many of the run's requests to this engine come before it.
-        """
-        if run not in self._begins:
-            if len(self._begins) >= MOST_RUNS:
-                del self._begins[next(iter(self._begins))]
-            self._begins[run] = self._now - rank
-        return self._begins[run] + rank
-
-    def try_enter(self, company: int, count: int = 1, turn: int | None = None) -> bool:
+    def try_enter(self, company: int, count: int = 1) -> bool:
         """Take some places if that needs no wait; False, and nothing is taken, if it does."""
         assert 0 < count <= company <= self.places
-        if self._queue or not self._has_room(company, count):
+        if self._waiting or not self._has_room(company, count):
             return False
-        self._take(company, count, self._now if turn is None else turn)
+        self._take(company, count)
         return True
 
-    async def enter(self, company: int, count: int = 1, turn: int | None = None) -> None:
-        """Wait for some places at once; each is to be given back by `leave`. Without a turn, it is now."""
-        if self.try_enter(company, count, turn):
+    async def enter(self, company: int, count: int = 1, run: str = "", rank: int = 0) -> None:
+        """Wait for some places at once; each is to be given back by `leave`.
+
+        Args:
+            company: most requests inside while these are.
+            count: how many places.
+            run: names the run; those without one are one together.
+            rank: the lowest of a run is let in first, of equal ones who came first.
+        """
+        if self.try_enter(company, count):
             return
         admitted = asyncio.get_running_loop().create_future()
-        turn = self._now if turn is None else turn
-        heapq.heappush(self._queue, (turn, next(self._arrivals), company, count, admitted))
+        waiting = self._waiting.setdefault(run, [])
+        heapq.heappush(waiting, (rank, next(self._arrivals), company, count, admitted))
         try:
             await admitted
         except asyncio.CancelledError:
@@ -86,27 +76,32 @@ class Gate:
         self._taken[company] -= count
         if not self._taken[company]:
             del self._taken[company]
-        if self._queue:
+        if self._waiting:
             self._admit()
 
     def _has_room(self, company: int, count: int) -> bool:
         return self._inside + count <= min(company, *self._taken, self.places)
 
-    def _take(self, company: int, count: int, turn: int) -> None:
-        self._now = max(self._now, turn)
+    def _take(self, company: int, count: int) -> None:
         self._inside += count
         self._taken[company] += count
 
     def _admit(self) -> None:
-        """Let in who is next; those behind wait, so that nobody waits for ever."""
-        while self._queue:
-            turn, _, company, count, admitted = self._queue[0]
-            if not admitted.done():
+        """Let in who is next; all others wait, so that nobody waits for ever."""
+        while self._waiting:
+            run, waiting = next(iter(self._waiting.items()))
+            _, _, company, count, admitted = waiting[0]
+            is_here = not admitted.done()
+            if is_here:
                 if not self._has_room(company, count):
                     return
-                self._take(company, count, turn)
+                self._take(company, count)
                 admitted.set_result(None)
-            heapq.heappop(self._queue)
+            heapq.heappop(waiting)
+            if is_here or not waiting:
+                del self._waiting[run]
+                if waiting:
+                    self._waiting[run] = waiting  # as the last one
 
 
 def slots(model: settings.ModelSettings) -> int:

@@ -140,6 +140,10 @@ class OpenAIEngine:
         """See Remote."""
         return self._servers.outages()
 
+    def computed_at(self) -> float:
+        """See Engine."""
+        return float("-inf")
+
     async def stop(self) -> None:
         """See Engine."""
         tasks = [task for task in (self._watching, *self._looks.values()) if task]

@@ -164,8 +164,8 @@ class Replica:
         await self._cancel_running([key])
         begin = asyncio.get_running_loop().create_task
         pairs = zip(lines, requests, strict=True)
-        turn = None if has_places else self._gate.turn(run, rank)
-        tasks = [begin(self._answer(batch, batch_id, *pair, turn)) for pair in pairs]
+        place = None if has_places else (run, rank)
+        tasks = [begin(self._answer(batch, batch_id, *pair, place)) for pair in pairs]
         if ticket:
             for task in tasks:  # also of a task that is cancelled before it begins
                 task.add_done_callback(lambda _: self._gate.leave(ticket.company))
@@ -233,7 +233,7 @@ class Replica:
                 raise
             reason = f"model {self._name!r}: {type(error).__name__}: {error}"
             raise errors.EngineStartError(" ".join(reason.split())) from error
-        priority.leave_processors()
+        priority.leave_processors()  # of no use where it cannot, but no harm
         # What was imported stays: the collector looked through it now and then, and all requests stood still
         # for half a second (vLLM's modules; measured 2026-11-30).
         gc.collect()
@@ -242,17 +242,19 @@ class Replica:
         self._responder = Responder(self._name, made, self._limits, max_num_seqs(self._model))
         self._start_s = time.monotonic() - began
 
-    async def _answer(self, batch: str, batch_id: str, line: int, request: bytes, turn: int | None) -> Result:
-        """One finished line, in a place that its turn brings, or without one in a place of the caller's.
+    async def _answer(
+        self, batch: str, batch_id: str, line: int, request: bytes, place: tuple[str, int] | None
+    ) -> Result:
+        """One finished line, in a place for its run and rank, or without these in a place of the caller's.
 
         Raises:
             EngineDeadError, EngineAwayError: the engine has none, and nothing else raises.
         """
-        if turn is None:
+        if place is None:
             return await self._answer_inside(batch, batch_id, line, request)
         gate = self._gate
-        if not gate.try_enter(gate.places, turn=turn):
-            await gate.enter(gate.places, turn=turn)
+        if not gate.try_enter(gate.places):
+            await gate.enter(gate.places, 1, *place)
         try:
             return await self._answer_inside(batch, batch_id, line, request)
         finally:

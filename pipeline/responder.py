@@ -164,7 +164,7 @@ class Responder:
         except errors.EngineDeadError:
             return False
         except TimeoutError:
-            return self._answered_at > began
+            return max(self._answered_at, self._engine.computed_at()) > began
         except Exception as error:  # noqa: BLE001 - a refused probe proves nothing against the engine
             _log.warning("probe_failed", extra={"model": self._name, "reason": str(error)[:200]})
         return True

@@ -14,6 +14,7 @@ import importlib.metadata
 import logging
 import os
 import threading
+import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -73,6 +74,7 @@ class VllmEngine:
         self._client: Any = None
         self._endpoints: dict[str, _Endpoint] = {}
         self._log: ErrorLog | None = None
+        self._computed_at = float("-inf")
 
     async def start(self) -> None:
         """See Engine."""
@@ -83,6 +85,7 @@ class VllmEngine:
         loading = asyncio.ensure_future(asyncio.to_thread(self._load, self._log))
         try:
             self._client, args = await asyncio.shield(loading)
+            self._note_outputs(self._client.output_processor)
             self._endpoints = await _build_endpoints(self._client, args)
             await self._warm_up()
         except asyncio.CancelledError:
@@ -131,6 +134,10 @@ class VllmEngine:
         """See Engine."""
         self._raise_if_dead(None)
 
+    def computed_at(self) -> float:
+        """See Engine."""
+        return self._computed_at
+
     async def stop(self) -> None:
         """See Engine."""
         client, self._client, self._endpoints = self._client, None, {}
@@ -139,6 +146,17 @@ class VllmEngine:
             await asyncio.to_thread(_shut_down, client)
         if self._log is not None:
             self._log.close()
+
+    def _note_outputs(self, processor: Any) -> None:
+        """Have it be known when EngineCore sent something: tokens of any request, finished or not."""
+        process = processor.process_outputs
+
+        def process_and_note(outputs: Any, *others: Any, **named: Any) -> Any:
+            if outputs:
+                self._computed_at = time.monotonic()
+            return process(outputs, *others, **named)
+
+        processor.process_outputs = process_and_note
 
     async def _warm_up(self) -> None:
         """Answer one prompt of some length, so that an engine that cannot does not count as started.

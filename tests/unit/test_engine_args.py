@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from config import settings
-from pipeline import engine_args, errors
+from pipeline import engine_args, errors, gate
 
 
 def make(source: str = "hub/model", **given: Any) -> settings.VllmModel:
@@ -29,6 +29,8 @@ def parse(media_domains: tuple[str, ...] = (), is_cpu: bool = False, **given: An
     parser.add_argument("--gpu-memory-utilization", type=float)
     parser.add_argument("--kv-cache-memory-bytes", type=int)
     parser.add_argument("--max-len", "--max-model-len", type=int)
+    parser.add_argument("--max-num-seqs", type=int)
+    parser.add_argument("--max-num-batched-tokens", type=int)
     parser.add_argument("--middleware", nargs="*")
     parser.add_argument("--hf-overrides")
     return engine_args.parse(make(**given), media_domains, parser, is_cpu=is_cpu)
@@ -54,6 +56,13 @@ def test_values_arrive_as_they_stand_in_the_settings() -> None:
     )
     assert (args.max_len, args.middleware, args.hf_overrides) == (512, ["a", "b"], '{"a": [1]}')
     assert args.enable_prompt_tokens_details is False and args.gpu_memory_utilization is None
+
+
+def test_the_engine_computes_as_many_at_once_as_the_gate_reckons_with() -> None:
+    """Where fewer tokens go into a step, vLLM would refuse 256 requests."""
+    assert parse().max_num_seqs == gate.max_num_seqs(make()) == 256
+    assert parse(max_num_seqs=7).max_num_seqs == 7
+    assert parse(max_num_batched_tokens=64).max_num_seqs is None
 
 
 def test_defaults_give_way_to_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:

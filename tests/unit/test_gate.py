@@ -62,22 +62,21 @@ def test_no_one_overtakes_whoever_waits() -> None:
     asyncio.run(play())
 
 
-def _let_in(waiting: list[tuple[str, int]]) -> list[str]:
-    """Whom a full gate of two places lets in, and in which order, of the run and rank of whoever waits."""
+def _let_in(*waiting: tuple[str, int]) -> list[str]:
+    """Whom a full gate of one place lets in, and in which order, of the run and rank of whoever waits."""
 
     async def play() -> list[str]:
-        here, entered = Gate(2), []
-        await here.enter(2, 2)
+        here, entered = Gate(1), []
+        await here.enter(1)
 
         async def enter(run: str, rank: int) -> None:
-            await here.enter(2, turn=here.turn(run, rank))
+            await here.enter(1, 1, run, rank)
             entered.append(f"{run}{rank}")
-            here.leave(2)
+            here.leave(1)
 
         tasks = [asyncio.create_task(enter(*each)) for each in waiting]
         await asyncio.sleep(0)
-        here.leave(2)
-        here.leave(2)
+        here.leave(1)
         await asyncio.gather(*tasks)
         return entered
 
@@ -85,43 +84,56 @@ def _let_in(waiting: list[tuple[str, int]]) -> list[str]:
 
 
 def test_a_run_is_let_in_as_it_was_ordered_whoever_arrives_first() -> None:
-    assert _let_in([("a", 256), ("a", 128), ("a", 0)]) == ["a0", "a128", "a256"]
+    assert _let_in(("a", 256), ("a", 128), ("a", 0)) == ["a0", "a128", "a256"]
 
 
-def test_equal_turns_go_by_arrival() -> None:
-    assert _let_in([("a", 0), ("b", 0), ("a", 0)]) == ["a0", "b0", "a0"]
-
-
-def test_a_run_that_begins_later_waits_neither_for_the_others_nor_do_they() -> None:
-    """The first has come to 1,000 when the second begins: from there on they take turns."""
-
-    async def play() -> list[str]:
+def test_equal_ranks_go_by_arrival() -> None:
+    async def play() -> list[int]:
         here, entered = Gate(1), []
-        await here.enter(1, turn=here.turn("a", 0))
-        here.leave(1)
-        await here.enter(1, turn=here.turn("a", 1000))
+        await here.enter(1)
 
-        async def enter(run: str, rank: int) -> None:
-            await here.enter(1, turn=here.turn(run, rank))
-            entered.append(f"{run}{rank}")
+        async def enter(number: int) -> None:
+            await here.enter(1, 1, "a", 7)
+            entered.append(number)
             here.leave(1)
 
-        ranks = [("a", 1001), ("a", 1002), ("a", 1003), ("b", 0), ("b", 1), ("b", 2)]
-        tasks = [asyncio.create_task(enter(*each)) for each in ranks]
+        tasks = [asyncio.create_task(enter(number)) for number in range(5)]
         await asyncio.sleep(0)
         here.leave(1)
         await asyncio.gather(*tasks)
         return entered
 
-    assert asyncio.run(play()) == ["b0", "a1001", "b1", "a1002", "b2", "a1003"]
+    assert asyncio.run(play()) == [0, 1, 2, 3, 4]
 
 
-def test_runs_that_are_forgotten_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "MOST_RUNS", 2)
-    here = Gate(1)
-    assert [here.turn(run, 0) for run in "abc"] == [0, 0, 0]
-    assert here.turn("a", 700) == 0
-    assert here.turn("a", 701) == 1
+def test_runs_take_turns_however_far_they_are_and_however_much_they_send() -> None:
+    """Those that belong to no run are one as well."""
+    long = [("a", 1000 + n) for n in range(5)]
+    entered = _let_in(*long, ("b", 0), ("b", 1), ("", 0))
+    assert entered == ["a1000", "b0", "0", "a1001", "b1", "a1002", "a1003", "a1004"]
+
+
+def test_who_has_left_costs_its_run_no_turn() -> None:
+    async def play() -> list[str]:
+        here, entered = Gate(1), []
+        await here.enter(1)
+
+        async def enter(run: str, rank: int) -> None:
+            await here.enter(1, 1, run, rank)
+            entered.append(f"{run}{rank}")
+            here.leave(1)
+
+        ranks = [("a", 0), ("a", 1), ("b", 0)]
+        tasks = [asyncio.create_task(enter(*each)) for each in ranks]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        await asyncio.sleep(0)
+        here.leave(1)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await here.enter(1)
+        return entered
+
+    assert asyncio.run(play()) == ["a1", "b0"]
 
 
 def test_a_cancel_in_the_turn_of_the_admission_gives_the_places_back() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -23,8 +24,9 @@ Act = Callable[[str, dict[str, Any]], Awaitable[Answer]]
 class Scripted:
     """An engine that does what a test says."""
 
-    def __init__(self, act: Act) -> None:
+    def __init__(self, act: Act, computes: bool = False) -> None:
         self.act = act
+        self.computes = computes
         self.asked: list[str] = []
 
     async def start(self) -> None:
@@ -36,6 +38,9 @@ class Scripted:
 
     async def check_health(self) -> None:
         pass
+
+    def computed_at(self) -> float:
+        return time.monotonic() if self.computes else float("-inf")
 
     async def stop(self) -> None:
         pass
@@ -218,6 +223,20 @@ def test_an_engine_that_answers_nothing_stands_still() -> None:
             "model 'm': the engine stood still: no answer within 0.01 s, nor to a small request within 0.05 s"
         )
     assert len(engine.asked) == 3
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_engine_that_computes_is_slow_and_does_not_stand_still() -> None:
+    """It is full of others that take as long: the small request has to wait behind them."""
+
+    async def act(url: str, body: dict[str, Any]) -> Answer:
+        await asyncio.sleep(10)
+        raise AssertionError
+
+    it = Responder("m", Scripted(act, computes=True), settings.EngineSettings(request_timeout_s=0.01), 8)
+    _, line, activity = answered(it, request())
+    assert line["error"] == {"code": "request_timeout", "message": "no answer within 0.01 s"}
+    assert activity.outcomes == {"request_timeout": 1}
 
 
 @pytest.mark.usefixtures("impatient")
