@@ -62,8 +62,11 @@ def test_no_one_overtakes_whoever_waits() -> None:
     asyncio.run(play())
 
 
-def _let_in(*waiting: tuple[str, int]) -> list[str]:
-    """Whom a full gate of one place lets in, and in which order, of the run and rank of whoever waits."""
+def _let_in(*waiting: tuple[str, int], gone: int = 0) -> list[str]:
+    """Whom a full gate of one place lets in, and in which order, of the run and rank of whoever waits.
+
+    The first `gone` of them leave before there is room.
+    """
 
     async def play() -> list[str]:
         here, entered = Gate(1), []
@@ -76,8 +79,11 @@ def _let_in(*waiting: tuple[str, int]) -> list[str]:
 
         tasks = [asyncio.create_task(enter(*each)) for each in waiting]
         await asyncio.sleep(0)
+        for task in tasks[:gone]:
+            task.cancel()
+        await asyncio.sleep(0)
         here.leave(1)
-        await asyncio.gather(*tasks)
+        await asyncio.gather(*tasks, return_exceptions=True)
         return entered
 
     return asyncio.run(play())
@@ -114,26 +120,7 @@ def test_runs_take_turns_however_far_they_are_and_however_much_they_send() -> No
 
 
 def test_who_has_left_costs_its_run_no_turn() -> None:
-    async def play() -> list[str]:
-        here, entered = Gate(1), []
-        await here.enter(1)
-
-        async def enter(run: str, rank: int) -> None:
-            await here.enter(1, 1, run, rank)
-            entered.append(f"{run}{rank}")
-            here.leave(1)
-
-        ranks = [("a", 0), ("a", 1), ("b", 0)]
-        tasks = [asyncio.create_task(enter(*each)) for each in ranks]
-        await asyncio.sleep(0)
-        tasks[0].cancel()
-        await asyncio.sleep(0)
-        here.leave(1)
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await here.enter(1)
-        return entered
-
-    assert asyncio.run(play()) == ["a1", "b0"]
+    assert _let_in(("a", 0), ("a", 1), ("b", 0), gone=1) == ["a1", "b0"]
 
 
 def test_a_cancel_in_the_turn_of_the_admission_gives_the_places_back() -> None:
