@@ -233,7 +233,7 @@ class Replica:
                 raise
             reason = f"model {self._name!r}: {type(error).__name__}: {error}"
             raise errors.EngineStartError(" ".join(reason.split())) from error
-        priority.leave_processors()  # of no use where it cannot, but no harm
+        priority.leave_processors()
         # What was imported stays: the collector looked through it now and then, and all requests stood still
         # for half a second (vLLM's modules; measured 2026-11-30).
         gc.collect()

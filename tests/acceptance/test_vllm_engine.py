@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Iterator
 from concurrent import futures
 from pathlib import Path
@@ -259,6 +260,15 @@ class TestGenerating:
         answer, body = it.ask(url, input="1+1")
         assert_refused(answer, body, 404, "it supports /v1/chat/completions, /v1/completions, /v1/responses")
         assert body["error"]["code"] == "unsupported_endpoint"
+
+    def test_what_it_computes_is_seen_before_a_request_is_finished(self, it: Running) -> None:
+        """By that an engine that is full of slow requests is told from one that stands still."""
+        before = time.monotonic()
+        body = {"model": "tiny-adder", "prompt": "1+1", "max_tokens": 100, "ignore_eos": True}
+        running = it.begin(it.engine.answer("/v1/completions", body, "slow"))
+        it.run(wait_until(lambda: running.done() or it.engine.computed_at() > before))
+        assert not running.done()
+        running.result(timeout=120)
 
     @pytest.mark.parametrize("url", [CHAT, "/v1/completions", "/v1/responses"])
     def test_cancellation_aborts(self, it: Running, url: str) -> None:
